@@ -1,0 +1,1 @@
+"""voxprior: which self-supervised pretraining saves voxel labels."""

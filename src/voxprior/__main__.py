@@ -1,0 +1,178 @@
+"""The command line: one verb per step, each imported when it is called."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+# Set before anything can import these libraries: a run makes no connection that nobody asked for.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+In = Annotated[Path, typer.Option(exists=False, dir_okay=True)]
+Card = Annotated[Path, typer.Option(help="run card (JSON)")]
+Output = Annotated[Path, typer.Option(help="what is written, by rename, when all is done")]
+Work = Annotated[Path, typer.Option(help="folder for the state that an interrupted run resumes from")]
+Threads = Annotated[int, typer.Option(min=1)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+
+@app.command()
+def check(config: In, output: Output) -> None:
+    """Refuse impossible combinations before any work."""
+    from voxprior.commands import check as verb
+
+    verb.run(config, output)
+
+
+@app.command()
+def fetch(card: Card, output: Output, mirror: Optional[str] = None) -> None:
+    """Fetch a dataset: hash-checked, resumable, from an index, a URL, a mirror or a folder."""
+    from voxprior.commands import fetch as verb
+
+    verb.run(card, output, mirror or os.environ.get("VOXPRIOR_MIRROR"))
+
+
+@app.command()
+def simulate(card: Card, manifest: In, output: Output) -> None:
+    """Make simulated patients from one labelled scan."""
+    from voxprior.commands import simulate as verb
+
+    verb.run(card, manifest, output)
+
+
+@app.command()
+def intake(card: Card, manifest: In, cases: Output, quarantine: Output) -> None:
+    """List and check the cases of a dataset; set aside what cannot be used, with the reason."""
+    from voxprior.commands import intake as verb
+
+    verb.run(card, manifest, cases, quarantine)
+
+
+@app.command()
+def prepare(card: Card, cases: In, output: Output, workers: Threads = 1) -> None:
+    """Orient, resample, scale and cache every case."""
+    from voxprior.commands import prepare as verb
+
+    verb.run(card, cases, output, workers)
+
+
+@app.command()
+def split(card: Card, index: In, output: Output) -> None:
+    """Split patients into test, validation and nested label budgets."""
+    from voxprior.commands import split as verb
+
+    verb.run(card, index, output)
+
+
+@app.command()
+def pretrain(
+    card: Card, index: In, splits: In, output: Output, work: Work, threads: Threads = 1, device: Device = "auto"
+) -> None:
+    """Pretrain one method without labels."""
+    from voxprior.commands import pretrain as verb
+
+    verb.run(card, index, splits, output, work, threads, device)
+
+
+@app.command()
+def finetune(
+    card: Card,
+    index: In,
+    splits: In,
+    output: Output,
+    work: Work,
+    encoder: Optional[Path] = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Train a segmentation network on one label budget, from a pretrained encoder or from scratch."""
+    from voxprior.commands import finetune as verb
+
+    verb.run(card, index, splits, output, work, encoder, threads, device)
+
+
+@app.command()
+def predict(
+    card: Card,
+    model: In,
+    index: Annotated[list[Path], typer.Option(help="the study's index first, then external ones")],
+    splits: In,
+    output: Output,
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Segment the test cases in their own grids."""
+    from voxprior.commands import predict as verb
+
+    verb.run(card, model, index, splits, output, threads, device)
+
+
+@app.command()
+def score(
+    card: Card, predictions: In, cases: Annotated[list[Path], typer.Option(help="case tables")], output: Output
+) -> None:
+    """Score predictions against labels: Dice, NSD, HD95 per class and case, in the scan's own grid."""
+    from voxprior.commands import score as verb
+
+    verb.run(card, predictions, cases, output)
+
+
+@app.command()
+def compare(card: Card, splits: In, results: In, output: Output) -> None:
+    """Gather all scores into tables with intervals."""
+    from voxprior.commands import compare as verb
+
+    verb.run(card, splits, results, output)
+
+
+@app.command()
+def report(config: In, results: In, output: Output) -> None:
+    """Write the report, one self-contained HTML file."""
+    from voxprior.commands import report as verb
+
+    verb.run(config, results, output)
+
+
+@app.command()
+def track(
+    config: In,
+    results: In,
+    output: Output,
+    store: Annotated[str, typer.Option(help="MLflow tracking URI")] = "sqlite:///mlflow.db",
+    create: Annotated[bool, typer.Option(help="only create the store")] = False,
+) -> None:
+    """Publish the study's runs to MLflow; a dead store changes nothing."""
+    from voxprior.commands import track as verb
+
+    verb.run(config, results, output, store, create)
+
+
+@app.command()
+def schema(output: Annotated[Path, typer.Option()] = Path("config/schema.json")) -> None:
+    """Write the JSON schema of the configuration from the models."""
+    from voxprior.commands import schema as verb
+
+    verb.run(output)
+
+
+def main() -> None:
+    """Runs the command line; turns refusals into one sentence and an exit code."""
+    from voxprior.errors import EXIT_REFUSED, EXIT_RESUMABLE, Refusal, Resumable
+
+    try:
+        app(standalone_mode=True)
+    except Refusal as refusal:
+        print(f"voxprior: {refusal}", file=sys.stderr)
+        raise SystemExit(EXIT_REFUSED) from None
+    except Resumable as stopped:
+        print(f"voxprior: {stopped}", file=sys.stderr)
+        raise SystemExit(EXIT_RESUMABLE) from None
+
+
+if __name__ == "__main__":
+    main()

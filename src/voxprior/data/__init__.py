@@ -1,0 +1,1 @@
+"""Scans from their source to a chunked cache, a split and a stream of regions."""

@@ -1,0 +1,1 @@
+"""One training loop, its state, its journal, its device."""

@@ -1,0 +1,1 @@
+"""Arrays and tensors in, arrays and tensors out: no files, no configuration, no global chance."""

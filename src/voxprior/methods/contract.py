@@ -1,0 +1,49 @@
+"""What a pretraining method is: the types that one file beside its paper shares with the training loop.
+
+`methods/<m>.py` offers `Config`, `region(config, backbone)`, `Model` and `accepts(backbone)`; DESIGN in
+`docs/architecture.md`. `Batch` is a plain dict of tensors:
+
+    region_BCZYX   int16, prepared intensities (float = int16 * quantum, in [0, 1]); padding holds the minimum, 0
+    quantum_B      float32
+    spacing_mm_B3  float32, Z Y X
+    valid_lo_B3    int64, first real voxel of the region per axis (0 unless padded)
+    valid_hi_B3    int64, first voxel beyond the real ones
+    labels_BZYX    uint8; in fine-tuning only
+
+Axes: B samples, C channels, Z Y X voxels.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Term(NamedTuple):
+    """One named part of the loss: the loop adds `weight * sum / count` after summing both over processes."""
+
+    sum: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+
+class Method(Protocol):
+    """What the loop asks of a model. `segment.model.Model` offers the same."""
+
+    encoder: nn.Module
+    student_voxels: int  # voxels per sample that enter the student, all views, before masking
+
+    def views(self, batch: Batch, key_B: Tensor) -> Any:
+        """Cuts, augments and masks on the device; all chance comes from the keys."""
+
+    def forward(self, views: Any, progress: float) -> dict[str, Term]:
+        """Returns the loss terms. `progress` runs from 0 to 1 over the run."""
+
+    def after_step(self, progress: float) -> None:
+        """Updates what follows the student: EMA, centre."""
+
+
+def volume_from(batch: Batch) -> Tensor:
+    """Turns the stored int16 region into float32 intensities in [0, 1]: (B, C, Z, Y, X)."""
+    return batch["region_BCZYX"].float() * batch["quantum_B"][:, None, None, None, None]

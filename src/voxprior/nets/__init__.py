@@ -1,0 +1,1 @@
+"""Networks: encoders, decoders, and the transfer of weights between them."""

@@ -1,0 +1,59 @@
+"""Backbones by name: how large an encoder is, and how it is built.
+
+What an encoder offers (both families):
+
+    unit_vox                 int: side of a token (ViT) or of a mask unit (CNN), in voxels
+    width                    int: channels of the deepest features that are pretrained
+    state_dict()             what segmentation inherits, all of it
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One backbone: family and the fields of `cards.Vit` or `cards.Cnn`."""
+
+    name: str
+    family: Literal["vit", "cnn"]
+    architecture: dict[str, Any]
+
+    @property
+    def unit_vox(self) -> int:
+        """Side of a token or mask unit in voxels; crops must be multiples of it."""
+        if self.family == "vit":
+            return int(self.architecture["patch_vox"])
+        return int(2 ** (self.architecture["pretrained_stages"] - 1))
+
+    def encoder(self) -> nn.Module:
+        """Builds the encoder as it is pretrained (a CNN without the stages below the mask unit)."""
+        if self.family == "vit":
+            from voxprior.nets.vit import ViT
+
+            a = self.architecture
+            return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"])
+        from voxprior.nets.residual import ResidualEncoder
+
+        a = self.architecture
+        return ResidualEncoder(a["channels"][: a["pretrained_stages"]], a["blocks"])
+
+    def segmenter(self, classes: int, crop_vox: tuple[int, int, int]) -> nn.Module:
+        """Builds the segmentation network: volume (B, 1, Z, Y, X) -> logits (B, classes, Z, Y, X).
+
+        Its `.encoder` takes the pretrained tensors by name. In training mode it returns a list of logits, full
+        resolution first, where the decoder has deep supervision; in evaluation mode one tensor.
+        """
+        a = self.architecture
+        if self.family == "vit":
+            from voxprior.nets.decoders import Unetr
+            from voxprior.nets.vit import ViT
+
+            encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"])
+            return Unetr(encoder, classes, a["decoder_channels"])
+        from voxprior.nets.residual import ResidualEncoder
+        from voxprior.nets.unet import UNet
+
+        return UNet(ResidualEncoder(a["channels"], a["blocks"]), classes)

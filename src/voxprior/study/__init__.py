@@ -1,0 +1,1 @@
+"""From scores of cells to tables, figures and the report."""
