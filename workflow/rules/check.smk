@@ -14,38 +14,36 @@ CARDS = all_cards()
 
 
 rule card:
-    message:
-        "Card {wildcards.card}: all that the run's numbers depend on"
     output:
         f"{R}/cards/{{card}}.json",
-    params:
-        text=lambda w: json.dumps(CARDS[w.card], sort_keys=True, indent=1),
     log:
         f"{R}/logs/card/{{card}}.log",
     conda:
         "../envs/voxprior.yaml"
+    params:
+        text=lambda w: json.dumps(CARDS[w.card], sort_keys=True, indent=1),
+    message:
+        "Card {wildcards.card}: all that the run's numbers depend on"
     shell:
         "printf '%s' {params.text:q} > {output}.part 2> {log} && mv {output}.part {output}"
 
 
 rule config_file:
-    message:
-        "The study with every name replaced by its numbers"
     output:
         f"{R}/config.json",
-    params:
-        text=json.dumps(RESOLVED, sort_keys=True, indent=1),
     log:
         f"{R}/logs/config.log",
     conda:
         "../envs/voxprior.yaml"
+    params:
+        text=lambda w: json.dumps(RESOLVED, sort_keys=True, indent=1),
+    message:
+        "The study with every name replaced by its numbers"
     shell:
         "printf '%s' {params.text:q} > {output}.part 2> {log} && mv {output}.part {output}"
 
 
 rule check:
-    message:
-        "Refuse impossible combinations before any work"
     input:
         config=f"{R}/config.json",
     output:
@@ -54,11 +52,13 @@ rule check:
         f"{R}/logs/check.log",
     benchmark:
         f"{R}/benchmarks/check.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Refuse impossible combinations before any work"
     shell:
         "voxprior check --config {input.config} --output {output} > {log} 2>&1"

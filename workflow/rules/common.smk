@@ -1,22 +1,24 @@
 """The only place for functions: names in the study become numbers, and numbers become run cards."""
-
 import json
 import os
+import shutil
 import sys
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
-import pandas as pd
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
-# Jobs call `voxprior`: take it from the environment that runs Snakemake. A conda environment goes before it.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-os.environ["VOXPRIOR_HOME"] = str(ROOT)  # for envs/voxprior.post-deploy.sh
-GPU = int(Path("/dev/nvidia0").exists())
+# Jobs call `voxprior`: take it from the environment that runs Snakemake (a conda environment goes before it), and let
+# envs/voxprior.post-deploy.sh find the project.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]), VOXPRIOR_HOME=str(ROOT)
+)
+GPU = int(shutil.which("nvidia-smi") is not None)
 
 
 def numbers(kind, name):
@@ -43,7 +45,7 @@ def sentence(error):
     while error.context:
         error = max(error.context, key=lambda inner: len(inner.absolute_path))
     where = [str(step) for step in error.absolute_path]
-    file = {"study": "config"}.get(where[0] if where else "", "/".join(["config", *where[:2]]) + ".yaml")
+    file = "config" if where[:1] in ([], ["study"]) else "config/{}/{}.yaml".format(*where[:2])
     path = ".".join(where[1 if file == "config" else 2 :]) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = sorted(error.schema.get("properties", {}))
@@ -89,11 +91,11 @@ def dataset_cards(name):
     d = RESOLVED["datasets"][name]
     layout = d["layout"]
     yield f"fetch/{name}", {"dataset": name, "source": d["source"]}
-    if d["simulate"]:
+    if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
     same = {key: d[key] for key in ("classes", "patient", "person")}
-    yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": bool(d["simulate"]), **same}
+    yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
     yield f"prepare/{name}", {"dataset": name, "classes": class_values(name), "prepare": STUDY["prepare"]}
 
 
@@ -125,15 +127,9 @@ def cell_path(stage, cell):
 
 def all_cells():
     """One row per fine-tuning: backbone, init, budget, fold, seed."""
-    arms = pd.DataFrame([(b, i) for b, on in STUDY["inits"].items() for i in on], columns=["backbone", "init"])
-    table = arms
-    for name, values in (
-        ("budget", STUDY["split"]["budgets"]),
-        ("fold", range(STUDY["split"]["folds"])),
-        ("seed", STUDY["finetune"]["seeds"]),
-    ):
-        table = table.merge(pd.DataFrame({name: list(values)}), how="cross")
-    return table.to_dict("records")
+    arms = [(backbone, init) for backbone, inits in STUDY["inits"].items() for init in inits]
+    rest = product(STUDY["split"]["budgets"], range(STUDY["split"]["folds"]), STUDY["finetune"]["seeds"])
+    return [dict(zip(("backbone", "init", "budget", "fold", "seed"), (*a, *r))) for a, r in product(arms, list(rest))]
 
 
 def all_cards():
@@ -149,6 +145,6 @@ def all_cards():
     values = {name: class_values(name) for name in DATASETS}
     cards["score"] = {"classes": STUDY["classes"], "datasets": values, "score": STUDY["score"]}
     names = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
-    simulated = bool(RESOLVED["datasets"][STUDY["dataset"]]["simulate"])
+    simulated = "simulate" in RESOLVED["datasets"][STUDY["dataset"]]
     cards["compare"] = {**names, "simulated": simulated, "cells": CELLS}
     return cards

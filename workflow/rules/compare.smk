@@ -1,6 +1,4 @@
 rule compare:
-    message:
-        "Gather all scores into tables with intervals"
     input:
         card=f"{R}/cards/compare.json",
         splits=f"{R}/splits.json",
@@ -11,37 +9,37 @@ rule compare:
         f"{R}/logs/compare.log",
     benchmark:
         f"{R}/benchmarks/compare.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Gather all scores into tables with intervals"
     shell:
         f"voxprior compare --card {{input.card}} --splits {{input.splits}} --results {R} --output {R}/tables"
         " > {log} 2>&1"
 
 
 rule report:
-    message:
-        "Write the report"
     input:
         config=f"{R}/config.json",
         tables=rules.compare.output,
-        pretrained=[
-            "{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS
-        ],
+        pretrained=["{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS],
     output:
         report(f"{R}/report.html", caption="../report/report.rst", category="Study"),
     log:
         f"{R}/logs/report.log",
     benchmark:
         f"{R}/benchmarks/report.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Write the report"
     shell:
         f"voxprior report --config {{input.config}} --results {R} --output {{output}} > {{log}} 2>&1"

@@ -2,8 +2,6 @@ MIRROR = f"--mirror '{STUDY['mirror']}'" if STUDY["mirror"] else ""
 
 
 rule fetch:
-    message:
-        "Fetch {wildcards.dataset}"
     input:
         card=f"{R}/cards/fetch/{{dataset}}.json",
         check=ancient(f"{R}/check.json"),
@@ -13,19 +11,19 @@ rule fetch:
         f"{R}/logs/fetch/{{dataset}}.log",
     benchmark:
         f"{R}/benchmarks/fetch/{{dataset}}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=24 * 60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Fetch {wildcards.dataset}"
     shell:
         f"voxprior fetch --card {{input.card}} --output {{output}} {MIRROR} > {{log}} 2>&1"
 
 
 rule simulate:
-    message:
-        "Simulate patients from {wildcards.dataset}: one person, a pipeline check"
     input:
         card=f"{R}/cards/simulate/{{dataset}}.json",
         manifest="data/raw/{dataset}/manifest.json",
@@ -35,11 +33,13 @@ rule simulate:
         f"{R}/logs/simulate/{{dataset}}.log",
     benchmark:
         f"{R}/benchmarks/simulate/{{dataset}}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=3000,
         runtime=60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Simulate patients from {wildcards.dataset}: one person, a pipeline check"
     shell:
         "voxprior simulate --card {input.card} --manifest {input.manifest} --output {output} > {log} 2>&1"

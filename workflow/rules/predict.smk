@@ -1,6 +1,4 @@
 rule predict:
-    message:
-        "Segment the test cases: {wildcards.backbone} from {wildcards.init}, {wildcards.budget} labels"
     input:
         card=f"{R}/cards/predict/fold{{fold}}.json",
         model=f"{R}/finetune/{CELL}/model.safetensors",
@@ -8,19 +6,21 @@ rule predict:
         splits=f"{R}/splits.json",
     output:
         f"{R}/finetune/{CELL}/predictions.json",
-    params:
-        index=lambda w, input: " ".join(f"--index {path}" for path in input.index),
     log:
         f"{R}/logs/predict/{CELL}.log",
     benchmark:
         f"{R}/benchmarks/predict/{CELL}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=12 * 60,
         gpu=GPU,
-    conda:
-        "../envs/voxprior.yaml"
+    params:
+        index=lambda w, input: " ".join(f"--index {path}" for path in input.index),
+    message:
+        "Segment the test cases: {wildcards.backbone} from {wildcards.init}, {wildcards.budget} labels"
     shell:
         "voxprior predict --card {input.card} --model {input.model} {params.index} --splits {input.splits}"
         " --output {output} --threads {threads} > {log} 2>&1"

@@ -1,14 +1,9 @@
-def manifest(wildcards):
-    simulated = RESOLVED["datasets"][wildcards.dataset]["simulate"]
-    return f"data/{'simulated' if simulated else 'raw'}/{wildcards.dataset}/manifest.json"
-
-
 rule intake:
-    message:
-        "List and check the cases of {wildcards.dataset}"
     input:
         card=f"{R}/cards/intake/{{dataset}}.json",
-        manifest=manifest,
+        manifest=lambda w: "data/{}/{}/manifest.json".format(
+            "simulated" if f"simulate/{w.dataset}" in CARDS else "raw", w.dataset
+        ),
     output:
         cases=f"{R}/intake/{{dataset}}/cases.csv",
         quarantine=f"{R}/intake/{{dataset}}/quarantine.csv",
@@ -16,20 +11,20 @@ rule intake:
         f"{R}/logs/intake/{{dataset}}.log",
     benchmark:
         f"{R}/benchmarks/intake/{{dataset}}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=3000,
         runtime=120,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "List and check the cases of {wildcards.dataset}"
     shell:
         "voxprior intake --card {input.card} --manifest {input.manifest} --cases {output.cases}"
         " --quarantine {output.quarantine} > {log} 2>&1"
 
 
 rule prepare:
-    message:
-        "Orient, resample, scale and cache {wildcards.dataset}"
     input:
         card=f"{R}/cards/prepare/{{dataset}}.json",
         cases=f"{R}/intake/{{dataset}}/cases.csv",
@@ -39,12 +34,14 @@ rule prepare:
         f"{R}/logs/prepare/{{dataset}}.log",
     benchmark:
         f"{R}/benchmarks/prepare/{{dataset}}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 2
     resources:
         mem_mb=6000,
         runtime=12 * 60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Orient, resample, scale and cache {wildcards.dataset}"
     shell:
         "voxprior prepare --card {input.card} --cases {input.cases} --output {output} --workers {threads}"
         " > {log} 2>&1"

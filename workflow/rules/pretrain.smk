@@ -1,6 +1,4 @@
 rule pretrain:
-    message:
-        "Pretrain {wildcards.method} on {wildcards.backbone}, without labels"
     input:
         card=f"{R}/cards/pretrain/{{backbone}}/{{method}}/fold{{fold}}.json",
         index=f"{R}/prepared/{STUDY['dataset']}/index.json",
@@ -11,19 +9,21 @@ rule pretrain:
         clock=f"{R}/pretrain/{{backbone}}/{{method}}/fold{{fold}}/clock.jsonl",
         pictures=f"{R}/pretrain/{{backbone}}/{{method}}/fold{{fold}}/pictures.npz",
         summary=f"{R}/pretrain/{{backbone}}/{{method}}/fold{{fold}}/summary.json",
-    params:
-        folder=subpath(output.summary, parent=True),
     log:
         f"{R}/logs/pretrain/{{backbone}}/{{method}}/fold{{fold}}.log",
     benchmark:
         f"{R}/benchmarks/pretrain/{{backbone}}/{{method}}/fold{{fold}}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=24 * 60,
         gpu=GPU,
-    conda:
-        "../envs/voxprior.yaml"
+    params:
+        folder=subpath(output.summary, parent=True),
+    message:
+        "Pretrain {wildcards.method} on {wildcards.backbone}, without labels"
     shell:
         "voxprior pretrain --card {input.card} --index {input.index} --splits {input.splits}"
         " --output {params.folder} --work work/{params.folder} --threads {threads} > {log} 2>&1"

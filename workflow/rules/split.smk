@@ -1,6 +1,4 @@
 rule split:
-    message:
-        "Split patients into test, validation and nested label budgets"
     input:
         card=f"{R}/cards/split.json",
         index=f"{R}/prepared/{STUDY['dataset']}/index.json",
@@ -10,11 +8,13 @@ rule split:
         f"{R}/logs/split.log",
     benchmark:
         f"{R}/benchmarks/split.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=500,
         runtime=10,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Split patients into test, validation and nested label budgets"
     shell:
         "voxprior split --card {input.card} --index {input.index} --output {output} > {log} 2>&1"

@@ -1,6 +1,4 @@
 rule store:
-    message:
-        "Create the MLflow store before anything writes to it"
     input:
         config=f"{R}/config.json",
     output:
@@ -9,19 +7,19 @@ rule store:
         f"{R}/logs/store.log",
     benchmark:
         f"{R}/benchmarks/store.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Create the MLflow store before anything writes to it"
     shell:
         f"voxprior track --config {{input.config}} --results {R} --output {{output}} --create > {{log}} 2>&1"
 
 
 rule track:
-    message:
-        "Publish the runs to MLflow"
     input:
         config=f"{R}/config.json",
         store=ancient(f"{R}/store.json"),
@@ -32,11 +30,13 @@ rule track:
         f"{R}/logs/track.log",
     benchmark:
         f"{R}/benchmarks/track.tsv"
+    conda:
+        "../envs/voxprior.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=60,
-    conda:
-        "../envs/voxprior.yaml"
+    message:
+        "Publish the runs to MLflow"
     shell:
         f"voxprior track --config {{input.config}} --results {R} --output {{output}} > {{log}} 2>&1"

@@ -18,8 +18,21 @@ def build() -> dict[str, Any]:
         schema["$defs"].update(config.pop("$defs", {}))
         schema["$defs"][f"method_{name}"] = config
         configs[name] = {"$ref": f"#/$defs/method_{name}"}
+    schema["$defs"] = {name: without_null_objects(part) for name, part in schema["$defs"].items()}
     schema["properties"]["methods"] = {"type": "object", "properties": configs, "additionalProperties": False}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "voxprior study", **schema}
+
+
+def without_null_objects(part: dict[str, Any]) -> dict[str, Any]:
+    """Lets optional blocks (`vit`, `simulate`) be absent but not null.
+
+    Snakemake's `validate` fills defaults into every alternative of an `anyOf`, and fails on one that is null.
+    """
+    for name, given in part.get("properties", {}).items():
+        blocks = [choice for choice in given.get("anyOf", []) if "$ref" in choice]
+        if blocks:
+            part["properties"][name] = blocks[0]
+    return part
 
 
 def run(output: Path) -> None:
