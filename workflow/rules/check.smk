@@ -11,6 +11,10 @@ PRETRAININGS = [
     for fold in range(STUDY["split"]["folds"])
 ]
 CARDS = all_cards()
+MANIFESTS = {
+    name: "data/{}/{}/manifest.json".format("simulated" if f"simulate/{name}" in CARDS else "raw", name)
+    for name in DATASETS
+}
 
 
 rule card:

@@ -1,9 +1,7 @@
 rule intake:
     input:
         card=f"{R}/cards/intake/{{dataset}}.json",
-        manifest=lambda w: "data/{}/{}/manifest.json".format(
-            "simulated" if f"simulate/{w.dataset}" in CARDS else "raw", w.dataset
-        ),
+        manifest=lambda w: MANIFESTS[w.dataset],
     output:
         cases=f"{R}/intake/{{dataset}}/cases.csv",
         quarantine=f"{R}/intake/{{dataset}}/quarantine.csv",
