@@ -1,4 +1,5 @@
 """The only place for functions: names in the study become numbers, and numbers become run cards."""
+
 import json
 import os
 import shutil
