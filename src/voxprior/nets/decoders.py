@@ -87,7 +87,9 @@ class Unetr(nn.Module):
         super().__init__()
         levels = encoder.unit_vox.bit_length() - 1
         if encoder.unit_vox != 2**levels or levels < 1:
-            raise Refusal(f"UNETR doubles its way up from a patch of {encoder.unit_vox}: choose 2, 4, 8, 16 or 32 voxels")
+            raise Refusal(
+                f"UNETR doubles its way up from a patch of {encoder.unit_vox}: choose 2, 4, 8, 16 or 32 voxels"
+            )
         self.encoder = encoder
         self.after = encoder.tap_blocks(levels - 1)
         self.shallow = Residual(1, channels)

@@ -29,7 +29,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         if width % heads:
-            raise Refusal(f"a transformer width of {width} cannot be shared by {heads} heads: choose a divisor of {width}")
+            raise Refusal(
+                f"a transformer width of {width} cannot be shared by {heads} heads: choose a divisor of {width}"
+            )
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
