@@ -102,7 +102,7 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(shallow: ResidualEncoder) -
     visible, volume = _visible(2, 0.6), _volume(2)
     first = [Visible(level.voxels_B1ZYX[:1], level.count_B1111[:1]) for level in visible]
     for together, alone in zip(shallow(volume, visible), shallow(volume[:1], first), strict=True):
-        torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4)  # 5 visible voxels at the deepest stage
 
 
 def test_refuses_a_crop_that_shrinks_to_one_voxel(encoder: ResidualEncoder) -> None:
