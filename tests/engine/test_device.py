@@ -39,7 +39,9 @@ def test_memory_is_the_kernels_peak_in_bytes():
 
 def test_versions_and_commit_name_what_ran(monkeypatch, tmp_path):
     assert devices.versions()["torch"] == torch.__version__
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(devices.__file__).parent, capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(devices.__file__).parent, capture_output=True, text=True
+    )
     if head.returncode == 0:
         assert (devices.git_commit() or "").removesuffix("-dirty") == head.stdout.strip()
 

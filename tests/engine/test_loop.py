@@ -196,7 +196,9 @@ def test_workers_killed_by_the_signal_are_not_an_error(tmp_path):
     with pytest.raises(Resumable, match="SIGTERM"):
         loop.train(toy(), batches_until(20, hook=hook), plan(tmp_path))
     with pytest.raises(RuntimeError, match="shape"):
-        loop.train(toy(), batches_until(20, hook=lambda step: (_ for _ in ()).throw(RuntimeError("shape"))), plan(tmp_path))
+        loop.train(
+            toy(), batches_until(20, hook=lambda step: (_ for _ in ()).throw(RuntimeError("shape"))), plan(tmp_path)
+        )
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
@@ -251,7 +253,9 @@ def test_no_weight_decay_on_biases_norms_and_tokens():
 def test_a_methods_rules_set_rate_and_decay(tmp_path):
     model = toy()
     model.encoder[2].weight.requires_grad_(False)
-    groups = loop.parameter_groups(model, Recipe(), {r"encoder\.0": {"rate": 0.0, "decay": 0.3}, "token": {"rate": 2.0}})
+    groups = loop.parameter_groups(
+        model, Recipe(), {r"encoder\.0": {"rate": 0.0, "decay": 0.3}, "token": {"rate": 2.0}}
+    )
     assert {(group["rate"], group["weight_decay"], len(group["params"])) for group in groups} == {
         (0.0, 0.3, 2),
         (1.0, 0.0, 3),
@@ -264,7 +268,11 @@ def test_a_methods_rules_set_rate_and_decay(tmp_path):
 
 def test_terms_add_as_weighted_means_and_an_empty_one_is_0():
     a = torch.tensor([1.0, 3.0], requires_grad=True)
-    terms = {"a": Term(a.sum(), torch.tensor(2)), "none": Term(a.sum() * 0, torch.tensor(0)), "b": Term(a[0] * 6, 3, 0.0)}
+    terms = {
+        "a": Term(a.sum(), torch.tensor(2)),
+        "none": Term(a.sum() * 0, torch.tensor(0)),
+        "b": Term(a[0] * 6, 3, 0.0),
+    }
     loss, values, names = loop.reduce_terms(terms)
     loss.backward()
     assert values.tolist() == [2.0, 2.0, 0.0, 2.0] and names == ["a", "none", "b"]
