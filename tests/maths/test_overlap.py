@@ -69,11 +69,12 @@ def test_what_does_not_fit_is_an_error():
 def test_dice_equals_monai():
     import torch
     from monai.metrics import compute_dice
+    from torch.nn.functional import one_hot
 
     for seed in range(50):
         label, prediction = random_pair(seed, (6, 5, 4), 4, [0.02, 0.5][seed % 2])
         onehot = [
-            torch.nn.functional.one_hot(torch.from_numpy(m).long(), 5).movedim(-1, 0)[None] for m in (label, prediction)
+            one_hot(torch.from_numpy(m).long(), 5).movedim(-1, 0)[None] for m in (label, prediction)
         ]
         theirs = compute_dice(onehot[1], onehot[0], include_background=False, ignore_empty=False)[0].numpy()
         counts = overlap.confusion(label, prediction, 4)

@@ -130,11 +130,12 @@ def test_scores_do_not_care_who_is_who_nor_about_empty_space(seed, shape, spacin
 def test_scores_equal_monai(seed, shape, spacing, filled):
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+    from torch.nn.functional import one_hot
 
     label, prediction = blobs(seed, shape, 2, filled)
     nsd, hd95_mm = surfaces.surface_scores(label, prediction, 2, spacing, 1.6)
     y, p = (
-        torch.nn.functional.one_hot(torch.from_numpy(m).long(), 3).movedim(-1, 0)[None] for m in (label, prediction)
+        one_hot(torch.from_numpy(m).long(), 3).movedim(-1, 0)[None] for m in (label, prediction)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
