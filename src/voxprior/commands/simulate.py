@@ -1,0 +1,40 @@
+"""simulate: makes simulated patients from one labelled scan."""
+
+from pathlib import Path
+
+
+def run(card: Path, manifest: Path, output: Path) -> None:
+    """Writes `images/{case}.nii.gz`, `labels/{case}.nii.gz` and a manifest that says simulated.
+
+    Args:
+        card: simulate card.
+        manifest: manifest of the fetched dataset; exactly one of its cases has labels.
+        output: `…/<dataset>/manifest.json`.
+
+    Raises:
+        Refusal: not exactly one labelled case.
+    """
+    from voxprior.cards import read_card
+    from voxprior.data import layouts, simulate, sources, volume
+    from voxprior.engine.journal import progress
+    from voxprior.errors import Refusal
+
+    content = read_card("simulate", card)
+    before = sources.read_manifest(manifest)
+    root, files = sources.files_of(before, manifest)
+    found = [entry for entry in layouts.list_cases(content.layout, root, files) if entry.label and not entry.defect]
+    if len(found) != 1:
+        raise Refusal(f"{manifest} holds {len(found)} labelled cases: patients are simulated from exactly one")
+    numbers = content.simulate
+    base = simulate.read_base(str(root / found[0].image), str(root / found[0].label), numbers.spacing_zyx_mm)
+    for patient in progress(range(numbers.patients), numbers.patients, f"simulate {content.dataset}"):
+        voxels_ZYX, labels_ZYX = simulate.make_patient(base, numbers, patient)
+        name = f"sim_{patient:03d}.nii.gz"
+        volume.write_image(volume.from_array(voxels_ZYX, base.grid), output.parent / "images" / name)
+        volume.write_image(volume.from_array(labels_ZYX, base.grid), output.parent / "labels" / name)
+    wanted = {f"sim_{patient:03d}.nii.gz" for patient in range(numbers.patients)}
+    for folder in ("images", "labels"):
+        for path in (output.parent / folder).iterdir():
+            if path.name not in wanted:
+                path.unlink()  # of an earlier card with more patients
+    sources.write_manifest(output, content.dataset, output.parent, [], before["archives"], simulated=True)

@@ -1,0 +1,165 @@
+"""The volume cache: prepared arrays in chunks, read box by box.
+
+One `.b2nd` (Blosc2) file per scan and one per label map; layout in `docs/formats.md`, "index". A random crop touches
+only its chunks. Blosc2 has no checksum, so the index holds each file's SHA-256, and opening a file checks it.
+
+Axes: Z Y X voxels.
+"""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from voxprior.data.files import sha256_of
+from voxprior.errors import Refusal
+
+FORMAT = 1
+CHUNK_VOX = 64
+BLOCK_VOX = 32
+PLACES = 1024  # voxels remembered per class, for crops centred on a class without reading the label map
+
+Array = np.ndarray[Any, Any]
+Zyx = tuple[int, int, int]
+
+
+def write_array(path: Path, array_ZYX: Array, key: str, places: dict[int, Array] | None = None) -> str:
+    """Writes a volume in chunks, by rename, and returns the file's SHA-256.
+
+    Args:
+        path: `….b2nd`.
+        array_ZYX: int16 image or uint8 labels.
+        key: what the content depends on; stored in the file.
+        places: per class id, voxels (N, 3) of that class; stored with a label map.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    chunks = tuple(min(CHUNK_VOX, n) for n in array_ZYX.shape)
+    stored = blosc2.asarray(
+        np.ascontiguousarray(array_ZYX),
+        urlpath=os.fspath(part),
+        mode="w",
+        chunks=chunks,
+        blocks=tuple(min(BLOCK_VOX, n) for n in chunks),
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
+        meta={"voxprior": {"format": FORMAT, "key": key}},
+    )
+    for number, voxels in (places or {}).items():
+        stored.schunk.vlmeta[f"places_{number}"] = voxels.astype("<u2").tobytes()
+    del stored
+    os.replace(part, path)
+    return sha256_of(path)
+
+
+def read_index(path: str | Path) -> dict[str, Any]:
+    """Reads and checks `index.json` of a prepared dataset; read once per process while the file stays the same.
+
+    Raises:
+        Refusal: missing, not JSON, or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refusal(f"{path} is missing: run 'prepare' for this dataset")
+    return _read_index(os.fspath(path), path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_index(path: str, stamp: int) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = content["format"]
+    except (ValueError, KeyError, TypeError):
+        raise Refusal(f"{path} is damaged: delete it and rerun 'prepare'") from None
+    if version != FORMAT:
+        raise Refusal(f"{path} has format {version} and this voxprior reads {FORMAT}: delete it and rerun 'prepare'")
+    return dict(content)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prepared case, open for reading boxes."""
+
+    name: str
+    image: Any
+    label: Any
+    quantum: float
+    spacing_zyx_mm: tuple[float, float, float]
+    shape_zyx: Zyx
+    class_voxels: tuple[int, ...]
+
+    def read(self, lo_zyx: Zyx, size_zyx: Zyx) -> tuple[Array, Zyx, Zyx]:
+        """Reads a box of the image: (int16 box, first real voxel, first voxel beyond the real ones).
+
+        The box may reach beyond the volume; what lies outside is 0, the window's minimum.
+        """
+        return _read_box(self.image, lo_zyx, size_zyx)
+
+    def read_label(self, lo_zyx: Zyx, size_zyx: Zyx) -> Array:
+        """Reads a box of the label map: uint8, background outside the volume."""
+        return _read_box(self.label, lo_zyx, size_zyx)[0]
+
+    def places(self, number: int) -> Array:
+        """Lists up to 1024 voxels of a class, spread over all of it: (N, 3) int64."""
+        return np.frombuffer(self.label.schunk.vlmeta[f"places_{number}"], "<u2").reshape(-1, 3).astype(np.int64)
+
+
+def _read_box(stored: Any, lo_zyx: Zyx, size_zyx: Zyx) -> tuple[Array, Zyx, Zyx]:
+    start = [max(0, lo) for lo in lo_zyx]
+    stop = [min(n, lo + size) for n, lo, size in zip(stored.shape, lo_zyx, size_zyx, strict=True)]
+    if any(a >= b for a, b in zip(start, stop, strict=True)):
+        raise ValueError(f"box at {lo_zyx} of size {size_zyx} lies outside a volume of shape {stored.shape}")
+    real = stored[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    z0, y0, x0 = (a - lo for a, lo in zip(start, lo_zyx, strict=True))
+    z1, y1, x1 = (b - lo for b, lo in zip(stop, lo_zyx, strict=True))
+    if real.shape == tuple(size_zyx):
+        return real, (z0, y0, x0), (z1, y1, x1)
+    box = np.zeros(size_zyx, real.dtype)
+    box[z0:z1, y0:y1, x0:x1] = real
+    return box, (z0, y0, x0), (z1, y1, x1)
+
+
+def open_case(index_path: str | Path, case: str) -> Case:
+    """Opens a prepared case; each file is checked against the index once per process.
+
+    Raises:
+        Refusal: the index does not know the case; a file is missing, damaged, or made for another index.
+    """
+    index_path = Path(index_path)
+    index = read_index(index_path)
+    entry = next((entry for entry in index["cases"] if entry["case"] == case), None)
+    if entry is None:
+        raise Refusal(f"{index_path} has no case '{case}': rerun 'prepare' and 'split' for this dataset")
+    arrays = {}
+    for kind in ("image", "label"):
+        file = entry[kind]
+        path = index_path.parent / str(file)
+        stamp = path.stat().st_mtime_ns if file and path.is_file() else 0
+        arrays[kind] = _open(os.fspath(path), entry[f"{kind}_sha256"], index["key"], stamp) if file else None
+    return Case(
+        name=case,
+        quantum=float(index["quantum"]),
+        spacing_zyx_mm=tuple(entry["spacing_zyx_mm"]),
+        shape_zyx=tuple(entry["shape_zyx"]),
+        class_voxels=tuple(entry["class_voxels"]),
+        **arrays,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _open(path: str, sha256: str, key: str, stamp: int) -> Any:
+    advice = "delete it and rerun 'prepare'"
+    if not Path(path).is_file():
+        raise Refusal(f"{path} is missing: rerun 'prepare'")
+    if sha256_of(path) != sha256:
+        raise Refusal(f"{path} is damaged or stale (its hash is not the index's): {advice}")
+    stored = blosc2.open(path, mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    made_for = stored.schunk.meta["voxprior"]
+    if made_for != {"format": FORMAT, "key": key}:
+        raise Refusal(f"{path} was prepared with another card or format: {advice}")
+    return stored

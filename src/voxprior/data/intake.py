@@ -1,0 +1,148 @@
+"""Intake: looks at every case of a dataset once, and says which can be used.
+
+A case that cannot be used is set aside with its defect and an advice; the others go on. What is mended is mended in
+memory only, and named in the `repairs` column.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from voxprior.data import volume
+from voxprior.data.layouts import Entry
+from voxprior.errors import Refusal
+
+CASES = (
+    "case", "dataset", "patient", "person", "image", "label", "simulated",
+    "shape_zyx", "spacing_zyx_mm", "content_sha256", "repairs",
+)  # fmt: skip
+QUARANTINE = ("case", "dataset", "file", "defect", "advice")
+
+FAR_VOX = 0.25  # a label map shifted by more than this against its image is another scan's, or a wrong header
+NEAR_VOX = 1e-3  # less is rounding: NIfTI stores float32
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How cases are named: the dataset, and who stands behind a case."""
+
+    dataset: str
+    patient: str | None = None  # regular expression; its first group in the case name is the patient
+    person: str | None = None  # one person behind every case
+    simulated: bool = False
+
+    def patient_of(self, case: str) -> str:
+        """Names the patient of a case; the case itself where no expression is given.
+
+        Raises:
+            Refusal: the expression has no group or does not match the case.
+        """
+        if self.patient is None:
+            return case
+        found = re.search(self.patient, case)
+        if found is None or not found.groups():
+            raise Refusal(
+                f"{case}: the patient expression '{self.patient}' finds no group in this case name: correct it in the "
+                "dataset's file"
+            )
+        return found.group(1)
+
+
+def content_sha256(image: sitk.Image) -> str:
+    """Names a scan by its voxel values and shape, whatever the file, its compression, header or number type.
+
+    Values are hashed as int32 where all are whole numbers in its range, else as float32.
+    """
+    voxels = sitk.GetArrayViewFromImage(image)
+    digest = hashlib.sha256(repr(tuple(int(n) for n in voxels.shape)).encode())
+    limit = np.iinfo(np.int32)
+    # Slice by slice: no second copy of the scan.
+    whole = voxels.dtype.kind in "iu" or all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
+    kind = np.int32 if whole and voxels.min() >= limit.min and voxels.max() <= limit.max else np.float32
+    for plane in voxels:
+        # + 0 turns minus zero into zero: equal voxels, equal hash.
+        digest.update(np.ascontiguousarray(plane.astype(kind) + kind(0)).tobytes())
+    return digest.hexdigest()
+
+
+def examine(entries: Iterable[Entry], root: Path, identity: Identity) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
+
+    The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
+    """
+    seen: dict[str, str] = {}
+    for entry in entries:
+        try:
+            row = _row(entry, root, identity)
+        except Refusal as refusal:
+            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
+            continue
+        twin = seen.setdefault(row["content_sha256"], entry.case)
+        if twin != entry.case:
+            sentence = f"{row['image']} holds the same voxels as case {twin}: keep one of the two"
+            yield "quarantine", _defect(entry, root, identity.dataset, sentence)
+        else:
+            yield "case", row
+
+
+def _row(entry: Entry, root: Path, identity: Identity) -> dict[str, Any]:
+    if entry.defect:
+        raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
+    patient = identity.patient_of(entry.case)
+    image = volume.read_scan(root / entry.image)
+    grid = volume.Grid.of(image)
+    repairs: list[str] = []
+    if entry.label is not None:
+        label, repairs = volume.read_label(root / entry.label)
+        repairs += _fit(root / entry.label, volume.Grid.of(label), grid)
+    return {
+        "case": entry.case,
+        "dataset": identity.dataset,
+        "patient": patient,
+        "person": identity.person or f"{identity.dataset}/{patient}",
+        "image": _from_here(root / entry.image),
+        "label": "" if entry.label is None else _from_here(root / entry.label),
+        "simulated": str(identity.simulated).lower(),
+        "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
+        "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
+        "content_sha256": content_sha256(image),
+        "repairs": "; ".join(repairs),
+    }
+
+
+def _fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
+    """Checks that a label map lies on its image, by where the corner voxels are in the world; names a repair."""
+    if label.size_xyz != image.size_xyz:
+        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (label, image)]
+        raise Refusal(f"{path} has {shapes[0]} voxels where its image has {shapes[1]}: export both on one grid")
+    apart_mm = float(np.abs(label.corners_mm() - image.corners_mm()).max())
+    voxel_mm = min(image.spacing_xyz_mm)
+    if apart_mm > FAR_VOX * voxel_mm:
+        raise Refusal(
+            f"{path} lies up to {apart_mm:.3g} mm beside its image (spacing, origin or direction differ): export both "
+            "on one grid, or correct the header that is wrong"
+        )
+    return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
+
+
+def _from_here(path: Path) -> str:
+    """Writes a path relative to the working folder where it lies below it, else as it is."""
+    relative = os.path.relpath(path)
+    return Path(path).as_posix() if relative.startswith("..") else Path(relative).as_posix()
+
+
+def _defect(entry: Entry, root: Path, dataset: str, sentence: str) -> dict[str, Any]:
+    """Splits a refusal's sentence, 'file ... defect: advice', into columns."""
+    defect, _, advice = sentence.rpartition(": ")
+    named = entry.label if entry.label is not None and str(root / entry.label) in sentence else entry.image
+    for file in (root / entry.image, root / named):
+        defect = defect.removeprefix(str(file)).lstrip(": ")
+    file_ = _from_here(root / named)
+    return {"case": entry.case, "dataset": dataset, "file": file_, "defect": defect, "advice": advice}

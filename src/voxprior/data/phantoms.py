@@ -1,0 +1,108 @@
+"""Phantoms: small scans made by code, for tests and trials without any data.
+
+A phantom is a body (an ellipsoid) with organs (ellipsoids of different intensity) in air, noise on top. Intensities are
+HU-like. Nothing learned on phantoms says anything about patients.
+
+Axes: Z Y X voxels.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxprior.data import volume
+
+SHAPE_ZYX = (24, 28, 26)
+SPACING_ZYX_MM = (3.0, 2.0, 2.0)
+
+# How raw axes x y z run in the world, for files that are not stored in LPS.
+ORIENTATIONS = {
+    "LPS": (1, 0, 0, 0, 1, 0, 0, 0, 1),
+    "RAS": (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+    "PIR": (0, 0, -1, 1, 0, 0, 0, -1, 0),
+    "LAS": (1, 0, 0, 0, -1, 0, 0, 0, 1),
+    "tilted": (1, 0, 0, 0, 0.96, -0.28, 0, 0.28, 0.96),
+}
+
+
+def make(
+    seed: int = 0, shape_zyx: tuple[int, int, int] = SHAPE_ZYX, classes: int = 3
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Makes one phantom: (volume int16, labels uint8 with 1..classes), both (Z, Y, X). Same seed, same phantom."""
+    chance = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape_zyx], indexing="ij"))
+    intensity = np.full(shape_zyx, -1000.0)
+    labels = np.zeros(shape_zyx, np.uint8)
+    intensity[((grid / 0.9) ** 2).sum(axis=0) < 1] = 0
+    for index in range(classes):
+        angle = 2 * np.pi * index / classes + chance.uniform(-0.2, 0.2)
+        centre = np.array([chance.uniform(-0.15, 0.15), 0.42 * np.sin(angle), 0.42 * np.cos(angle)])
+        radius = chance.uniform(0.24, 0.34, 3)
+        organ = (((grid - centre[:, None, None, None]) / radius[:, None, None, None]) ** 2).sum(axis=0) < 1
+        intensity[organ] = -400 + 800 * (index + 1) / classes
+        labels[organ] = index + 1
+    return (intensity + chance.normal(0, 25, shape_zyx)).round().astype(np.int16), labels
+
+
+def grid_of(
+    shape_zyx: tuple[int, int, int],
+    spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM,
+    orientation: str = "LPS",
+) -> volume.Grid:
+    """Makes a raw grid with a crooked origin in one of `ORIENTATIONS`."""
+    z, y, x = shape_zyx
+    spacing = (float(spacing_zyx_mm[2]), float(spacing_zyx_mm[1]), float(spacing_zyx_mm[0]))
+    return volume.Grid((x, y, z), spacing, (-10.5, 20.25, -300.0), tuple(float(d) for d in ORIENTATIONS[orientation]))
+
+
+def write_decathlon(
+    folder: str | Path,
+    cases: int = 4,
+    unlabelled: int = 0,
+    seed: int = 0,
+    shape_zyx: tuple[int, int, int] = SHAPE_ZYX,
+    spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM,
+    orientation: str = "LPS",
+) -> Path:
+    """Writes phantoms in the layout of the Medical Segmentation Decathlon and returns the folder.
+
+    Cases are `phantom_000`, ...; the unlabelled ones lie in `imagesTs`.
+    """
+    folder = Path(folder)
+    content: dict[str, Any] = {"name": "phantom", "labels": {"0": "background"}, "training": [], "test": []}
+    grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
+    for index in range(cases + unlabelled):
+        voxels, labels = make(seed + index, shape_zyx)
+        name = f"phantom_{index:03d}.nii.gz"
+        image = f"{'imagesTr' if index < cases else 'imagesTs'}/{name}"
+        volume.write_image(volume.from_array(voxels, grid), folder / image)
+        if index < cases:
+            volume.write_image(volume.from_array(labels, grid), folder / "labelsTr" / name)
+            content["training"].append({"image": f"./{image}", "label": f"./labelsTr/{name}"})
+        else:
+            content["test"].append(f"./{image}")
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def write_folder(
+    folder: str | Path,
+    cases: int = 4,
+    unlabelled: int = 0,
+    seed: int = 0,
+    shape_zyx: tuple[int, int, int] = SHAPE_ZYX,
+    spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM,
+    orientation: str = "RAS",
+) -> Path:
+    """Writes phantoms as `images/{case}.nii.gz` and `labels/{case}.nii.gz` and returns the folder."""
+    folder = Path(folder)
+    grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
+    for index in range(cases + unlabelled):
+        voxels, labels = make(seed + index, shape_zyx)
+        name = f"phantom_{index:03d}.nii.gz"
+        volume.write_image(volume.from_array(voxels, grid), folder / "images" / name)
+        if index < cases:
+            volume.write_image(volume.from_array(labels, grid), folder / "labels" / name)
+    return folder
