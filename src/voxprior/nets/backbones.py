@@ -28,6 +28,13 @@ class Backbone:
             return int(self.architecture["patch_vox"])
         return int(2 ** (self.architecture["pretrained_stages"] - 1))
 
+    @property
+    def segmenter_unit_vox(self) -> int:
+        """What the sides of a fine-tuning crop must be multiples of: the patch, or the deepest stride."""
+        if self.family == "vit":
+            return self.unit_vox
+        return int(2 ** (len(self.architecture["channels"]) - 1))
+
     def encoder(self) -> nn.Module:
         """Builds the encoder as it is pretrained (a CNN without the stages below the mask unit)."""
         if self.family == "vit":

@@ -1,0 +1,94 @@
+"""`voxprior check`: refuses impossible combinations before any other job."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from voxprior.errors import Refusal
+
+
+def run(config: Path, output: Path) -> None:
+    """Checks a resolved study and writes what was checked.
+
+    Raises:
+        Refusal: a method does not fit its backbone, a crop its strides, a class no dataset, a budget the patients.
+    """
+    from pydantic import ValidationError
+
+    from voxprior.cards import Resolved
+
+    try:
+        resolved = Resolved.model_validate_json(config.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refusal(f"{config}: {'.'.join(map(str, first['loc']))}: {first['msg']}: correct the study") from None
+    check_classes(resolved)
+    check_split(resolved)
+    checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    part.write_text(json.dumps({"format": 1, "checked": checked}, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, output)
+
+
+def check_classes(resolved: Any) -> None:
+    """Refuses classes that the main dataset does not label, and class names used twice."""
+    study = resolved.study
+    known = resolved.datasets[study.dataset].classes
+    missing = [name for name in study.classes if name not in known]
+    if missing:
+        raise Refusal(
+            f"config: classes {', '.join(missing)} are not labelled in dataset {study.dataset}: "
+            f"choose from {', '.join(known)}"
+        )
+    if len(set(study.classes)) < len(study.classes):
+        raise Refusal("config: a class stands twice in classes: name each once")
+    for name in study.external:
+        if not set(resolved.datasets[name].classes) & set(study.classes):
+            raise Refusal(f"config: external dataset {name} labels none of the study's classes: remove it")
+
+
+def check_split(resolved: Any) -> None:
+    """Refuses budgets that are not increasing, or larger than the simulated patients that remain for training."""
+    study = resolved.study
+    budgets = list(study.split.budgets)
+    if budgets != sorted(set(budgets)):
+        raise Refusal(f"config: split.budgets {budgets} must increase, each once: they are nested")
+    simulate = resolved.datasets[study.dataset].simulate
+    if simulate is not None:
+        left = simulate.patients - study.split.test - study.split.val
+        if budgets[-1] > left:
+            raise Refusal(
+                f"config: split.budgets asks for {budgets[-1]} labelled cases, but {simulate.patients} simulated "
+                f"patients less {study.split.test} test and {study.split.val} val leave {left}: lower it"
+            )
+
+
+def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
+    """Refuses one backbone x init that cannot work; returns what was checked."""
+    from voxprior.methods import METHODS, load
+    from voxprior.nets.backbones import Backbone
+
+    spec = resolved.backbones[backbone_name]
+    sizes = getattr(spec, spec.family)
+    if sizes is None:
+        raise Refusal(f"config/backbones/{backbone_name}.yaml: family {spec.family} needs a block {spec.family}: add it")
+    backbone = Backbone(backbone_name, spec.family, sizes.model_dump())
+    crop_vox = resolved.study.finetune.crop_vox
+    unit_vox = backbone.segmenter_unit_vox
+    if any(side % unit_vox for side in crop_vox):
+        raise Refusal(
+            f"config: finetune.crop_vox {list(crop_vox)} does not suit {backbone_name}: "
+            f"make each side a multiple of {unit_vox}"
+        )
+    if init != "scratch":
+        if init not in METHODS:
+            raise Refusal(f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}")
+        method = load(init)
+        config = method.Config(**resolved.methods[init])
+        reason = method.accepts(backbone)
+        if reason is not None:
+            raise Refusal(f"config: {init} cannot run on {backbone_name}: {reason}")
+        method.region(config, backbone)
+    return {"backbone": backbone_name, "init": init}

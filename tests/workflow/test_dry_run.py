@@ -1,0 +1,65 @@
+"""Studies plan without data, and wrong ones are refused before any job."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
+
+
+def test_the_default_study_plans_every_step(tmp_path, snakemake, jobs):
+    done = snakemake(tmp_path, "-n", "--configfile", str(ROOT / "config" / "config.yaml"))
+    assert done.returncode == 0, done.text
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    arms = sum(len(inits) for inits in config["inits"].values())
+    cells = arms * len(config["split"]["budgets"]) * len(config["finetune"]["seeds"])
+    methods = arms - sum("scratch" in inits for inits in config["inits"].values())
+    planned = jobs(done.text)
+    assert planned.pop("card") > cells
+    assert planned == {
+        "config_file": 1,
+        "check": 1,
+        "fetch": 2,
+        "simulate": 1,
+        "intake": 2,
+        "prepare": 2,
+        "split": 1,
+        "pretrain": methods,
+        "finetune": cells,
+        "predict": cells,
+        "score": cells,
+        "compare": 1,
+        "report": 1,
+        "store": 1,
+        "track": 1,
+    }
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_every_study_dry_runs(study, tmp_path, snakemake, jobs):
+    done = snakemake(tmp_path, "-n", "--configfile", str(study))
+    assert done.returncode == 0, done.text
+    assert jobs(done.text)["finetune"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pretrain": {"voxel": 3}}, ["unknown key 'voxel' at pretrain", "known keys", "voxels"]),
+        ({"dataset": "nowhere"}, ["no config/datasets/nowhere.yaml", "known datasets", "chest_ct"]),
+        ({"methods": {"mae": {"mask_ration": 0.5}}}, ["config/methods/mae.yaml", "mask_ration", "mask_ratio"]),
+        ({"prepare": {"spacing_zyx_mm": [1, 1, 1], "intensity": {"kind": "windw", "low": 0, "high": 1}}}, ["'windw'", "window"]),
+        ({"finetune": {"steps": "many", "crop_vox": [8, 8, 8]}}, ["finetune.steps", "'many'", "integer"]),
+        ({"preset": "huge"}, ["no preset 'huge'", "tiny"]),
+    ],
+    ids=["unknown key", "unknown dataset", "unknown method number", "unknown word", "wrong type", "unknown preset"],
+)
+def test_wrong_studies_are_refused_with_the_path_and_the_known_words(change, words, tmp_path, snakemake):
+    config = {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **change}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(tmp_path, "-n", "--configfile", str(tmp_path / "wrong.yaml"))
+    assert done.returncode != 0
+    assert not [word for word in words if word not in done.text], done.text
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,97 @@
+"""One small study from scans to report, twice: the second time there is nothing to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, snakemake, write_study):
+    """A finished study, in a folder with a space in its name."""
+    folder = write_study(tmp_path_factory.mktemp("study") / "a path with spaces")
+    done = snakemake(folder, "--cores", "2")
+    assert done.returncode == 0, done.text
+    print(done.text[-2000:])
+    return folder
+
+
+def edited(folder: Path, change) -> None:
+    path = folder / "config" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy to edit; copy2 keeps the times, so nothing looks changed."""
+    folder = tmp_path / "copy of it"
+    shutil.copytree(finished, folder, symlinks=True)
+    return folder
+
+
+def test_everything_is_there(finished):
+    results = finished / "results"
+    report = (results / "report.html").read_text()
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert "not a medical device" in report.lower()
+    metrics = json.loads((results / "tables" / "metrics.json").read_text())
+    assert set(metrics) == {"mini_vit", "mini_cnn"}
+    loaded = json.loads((results / "finetune/mini_cnn/spark/budget1/fold0/seed0/load_report.json").read_text())
+    assert loaded["placed_share"] == 1.0
+    tracked = json.loads((results / "tracked.json").read_text())
+    assert len(tracked["runs"]) == 16 + 2 + 1
+    splits = json.loads((results / "splits.json").read_text())["folds"][0]
+    assert not set(splits["pool"]) & {*splits["test"], *splits["val"]}
+    assert set(splits["budgets"]["1"]) < set(splits["budgets"]["3"])
+
+
+def test_nothing_to_do_the_second_time(finished, snakemake, jobs):
+    assert jobs(snakemake(finished, "-n").text) == {}
+    again = snakemake(finished, "--cores", "1")
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.text
+
+
+def test_stating_a_default_reruns_nothing_but_the_study_file(copy, snakemake, jobs):
+    edited(copy, lambda config: config.update(score={"tolerance_mm": 2.0}))
+    assert jobs(snakemake(copy, "-n").text) == {}
+
+
+def test_one_methods_number_reruns_that_method_alone(copy, snakemake, jobs):
+    edited(copy, lambda config: config.update(methods={"mae": {"mask_ratio": 0.5}}))
+    planned = jobs(snakemake(copy, "-n").text)
+    assert planned["pretrain"] == 1
+    assert planned["finetune"] == planned["predict"] == planned["score"] == 4
+    assert "prepare" not in planned
+    assert "split" not in planned
+
+
+def test_the_tolerance_reruns_scores_and_no_training(copy, snakemake, jobs):
+    edited(copy, lambda config: config.update(score={"tolerance_mm": 1.0}))
+    planned = jobs(snakemake(copy, "-n").text)
+    assert planned["score"] == 16
+    assert not {"pretrain", "finetune", "predict"} & set(planned)
+
+
+def test_another_seed_adds_its_cells_and_leaves_the_others(copy, snakemake, jobs):
+    edited(copy, lambda config: config["finetune"].update(seeds=[0, 1, 2]))
+    planned = jobs(snakemake(copy, "-n").text)
+    assert planned["finetune"] == 8
+    assert "pretrain" not in planned
+
+
+def test_a_damaged_scan_is_set_aside_and_the_others_go_on(tmp_path, snakemake, write_study):
+    folder = write_study(tmp_path / "damaged")
+    (folder / "scans" / "imagesTr" / "phantom_006.nii.gz").write_bytes(b"not an image")
+    done = snakemake(folder, "--cores", "2", "--until", "prepare")
+    assert done.returncode == 0, done.text
+    quarantine = (folder / "results/intake/phantoms/quarantine.csv").read_text()
+    assert "phantom_006" in quarantine
+    index = json.loads((folder / "results/prepared/phantoms/index.json").read_text())
+    assert len(index["cases"]) == 7

@@ -1,0 +1,68 @@
+RESOLVED = resolve(dict(config))
+STUDY = RESOLVED["study"]
+R = STUDY["results"]
+DATASETS = [STUDY["dataset"], *STUDY["external"]]
+CELLS = all_cells()
+PRETRAININGS = [
+    {"backbone": backbone, "init": init, "fold": fold}
+    for backbone, inits in STUDY["inits"].items()
+    for init in inits
+    if init != "scratch"
+    for fold in range(STUDY["split"]["folds"])
+]
+CARDS = all_cards()
+MANIFESTS = {
+    name: "data/{}/{}/manifest.json".format("simulated" if f"simulate/{name}" in CARDS else "raw", name)
+    for name in DATASETS
+}
+
+
+rule card:
+    output:
+        f"{R}/cards/{{card}}.json",
+    log:
+        f"{R}/logs/card/{{card}}.log",
+    conda:
+        "../envs/voxprior.yaml"
+    params:
+        text=lambda w: json.dumps(CARDS[w.card], sort_keys=True, indent=1),
+    message:
+        "Card {wildcards.card}: all that the run's numbers depend on"
+    shell:
+        "printf '%s' {params.text:q} > {output}.part 2> {log} && mv {output}.part {output}"
+
+
+rule config_file:
+    output:
+        f"{R}/config.json",
+    log:
+        f"{R}/logs/config.log",
+    conda:
+        "../envs/voxprior.yaml"
+    params:
+        text=lambda w: json.dumps(RESOLVED, sort_keys=True, indent=1),
+    message:
+        "The study with every name replaced by its numbers"
+    shell:
+        "printf '%s' {params.text:q} > {output}.part 2> {log} && mv {output}.part {output}"
+
+
+rule check:
+    input:
+        config=f"{R}/config.json",
+    output:
+        f"{R}/check.json",
+    log:
+        f"{R}/logs/check.log",
+    benchmark:
+        f"{R}/benchmarks/check.tsv"
+    conda:
+        "../envs/voxprior.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Refuse impossible combinations before any work"
+    shell:
+        "voxprior check --config {input.config} --output {output} > {log} 2>&1"

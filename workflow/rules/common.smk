@@ -1,0 +1,151 @@
+"""The only place for functions: names in the study become numbers, and numbers become run cards."""
+
+import json
+import os
+import shutil
+import sys
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
+SCHEMA = str(ROOT / "config" / "schema.json")
+# Jobs call `voxprior`: take it from the environment that runs Snakemake (a conda environment goes before it), and let
+# envs/voxprior.post-deploy.sh find the project.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]), VOXPRIOR_HOME=str(ROOT)
+)
+GPU = int(shutil.which("nvidia-smi") is not None)
+
+
+def numbers(kind, name):
+    """Reads config/<kind>/<name>.yaml, from the study's folder first, then from the project's."""
+    folders = [Path("config") / kind, ROOT / "config" / kind]
+    for folder in folders:
+        if (folder / f"{name}.yaml").exists():
+            return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise WorkflowError(f"config: no config/{kind}/{name}.yaml; known {kind}: {', '.join(known)}.")
+
+
+def method_numbers(study, name):
+    """The method's preset with the study's changes."""
+    presets = numbers("methods", name)
+    preset = study.get("preset", "small")
+    if preset not in presets:
+        raise WorkflowError(f"config/methods/{name}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
+    return {**presets[preset], **(study.get("methods") or {}).get(name, {})}
+
+
+def sentence(error):
+    """Says what a schema violation means: the file, the path, the wrong word, the known words."""
+    while error.context:
+        error = max(error.context, key=lambda inner: len(inner.absolute_path))
+    where = [str(step) for step in error.absolute_path]
+    file = "config" if where[:1] in ([], ["study"]) else "config/{}/{}.yaml".format(*where[:2])
+    path = ".".join(where[1 if file == "config" else 2 :]) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = sorted(error.schema.get("properties", {}))
+        wrong = sorted(set(error.instance) - set(known))
+        return f"{file}: unknown key {', '.join(map(repr, wrong))} at {path}; known keys: {', '.join(known)}."
+    if error.validator == "enum":
+        return f"{file}: {path} is {error.instance!r}; known words: {', '.join(map(str, error.validator_value))}."
+    return f"{file}: {path}: {error.message}."
+
+
+def resolve(study):
+    """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
+    methods = sorted({init for on in inits.values() for init in on or [] if init != "scratch"})
+    datasets = [study.get("dataset", ""), *(study.get("external") or [])]
+    resolved = {
+        "study": study,
+        "datasets": {name: numbers("datasets", name) for name in datasets},
+        "backbones": {name: numbers("backbones", name) for name in inits},
+        "methods": {name: method_numbers(study, name) for name in methods},
+    }
+    schema = json.loads(Path(SCHEMA).read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(resolved))
+    if error is not None:
+        raise WorkflowError(sentence(error))
+    validate(resolved, SCHEMA)  # fills in the defaults
+    return resolved
+
+
+def card_hash(card):
+    return sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def class_values(dataset):
+    return [RESOLVED["datasets"][dataset]["classes"].get(name, []) for name in STUDY["classes"]]
+
+
+def dataset_cards(name):
+    """Cards of fetch, simulate, intake and prepare for one dataset."""
+    d = RESOLVED["datasets"][name]
+    layout = d["layout"]
+    yield f"fetch/{name}", {"dataset": name, "source": d["source"]}
+    if "simulate" in d:
+        yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
+        layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
+    same = {key: d[key] for key in ("classes", "patient", "person")}
+    yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
+    yield f"prepare/{name}", {"dataset": name, "classes": class_values(name), "prepare": STUDY["prepare"]}
+
+
+def network(backbone):
+    b = RESOLVED["backbones"][backbone]
+    return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]]}
+
+
+def pretrain_card(backbone, method, fold):
+    recipe = RESOLVED["backbones"][backbone]["pretrain"]
+    config = RESOLVED["methods"][method]
+    rest = {"recipe": recipe, "pretrain": STUDY["pretrain"], "fold": int(fold)}
+    return {"method": method, "config": config, **network(backbone), **rest}
+
+
+def finetune_card(cell):
+    backbone, init = cell["backbone"], cell["init"]
+    recipe = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
+    pretrained = None if init == "scratch" else card_hash(pretrain_card(backbone, init, cell["fold"]))
+    given = {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
+    what = {"init": init, "init_card": pretrained, "recipe": recipe, "classes": STUDY["classes"]}
+    where = {key: int(cell[key]) for key in ("budget", "fold", "seed")}
+    return {**what, **network(backbone), **given, "prepare": STUDY["prepare"], **where}
+
+
+def cell_path(stage, cell):
+    return "{}/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(stage, **cell)
+
+
+def all_cells():
+    """One row per fine-tuning: backbone, init, budget, fold, seed."""
+    arms = [(backbone, init) for backbone, inits in STUDY["inits"].items() for init in inits]
+    rest = product(STUDY["split"]["budgets"], range(STUDY["split"]["folds"]), STUDY["finetune"]["seeds"])
+    return [dict(zip(("backbone", "init", "budget", "fold", "seed"), (*a, *r))) for a, r in product(arms, list(rest))]
+
+
+def all_cards():
+    """Every run card of the study by its path below R/cards, without the ending."""
+    cards = dict(card for name in DATASETS for card in dataset_cards(name))
+    cards["split"] = {"split": STUDY["split"]}
+    for arm in PRETRAININGS:
+        cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
+    for cell in CELLS:
+        cards[cell_path("finetune", cell)] = finetune_card(cell)
+    for fold in range(STUDY["split"]["folds"]):
+        cards[f"predict/fold{fold}"] = {"predict": STUDY["predict"], "fold": fold}
+    values = {name: class_values(name) for name in DATASETS}
+    cards["score"] = {"classes": STUDY["classes"], "datasets": values, "score": STUDY["score"]}
+    names = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
+    simulated = "simulate" in RESOLVED["datasets"][STUDY["dataset"]]
+    cards["compare"] = {**names, "simulated": simulated, "cells": CELLS}
+    return cards

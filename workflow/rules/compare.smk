@@ -1,0 +1,45 @@
+rule compare:
+    input:
+        card=f"{R}/cards/compare.json",
+        splits=f"{R}/splits.json",
+        scores=[f"{R}/{cell_path('finetune', cell)}/scores.csv" for cell in CELLS],
+    output:
+        multiext(f"{R}/tables/", "scores.csv", "cases.csv", "curves.csv", "contrasts.csv", "metrics.json"),
+    log:
+        f"{R}/logs/compare.log",
+    benchmark:
+        f"{R}/benchmarks/compare.tsv"
+    conda:
+        "../envs/voxprior.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    message:
+        "Gather all scores into tables with intervals"
+    shell:
+        f"voxprior compare --card {{input.card}} --splits {{input.splits}} --results {R} --output {R}/tables"
+        " > {log} 2>&1"
+
+
+rule report:
+    input:
+        config=f"{R}/config.json",
+        tables=rules.compare.output,
+        pretrained=["{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS],
+    output:
+        report(f"{R}/report.html", caption="../report/report.rst", category="Study"),
+    log:
+        f"{R}/logs/report.log",
+    benchmark:
+        f"{R}/benchmarks/report.tsv"
+    conda:
+        "../envs/voxprior.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    message:
+        "Write the report"
+    shell:
+        f"voxprior report --config {{input.config}} --results {R} --output {{output}} > {{log}} 2>&1"

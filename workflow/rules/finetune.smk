@@ -1,0 +1,36 @@
+CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
+
+
+rule finetune:
+    input:
+        card=f"{R}/cards/finetune/{CELL}.json",
+        index=f"{R}/prepared/{STUDY['dataset']}/index.json",
+        splits=f"{R}/splits.json",
+        encoder=lambda w: (
+            [] if w.init == "scratch" else f"{R}/pretrain/{w.backbone}/{w.init}/fold{w.fold}/encoder.safetensors"
+        ),
+    output:
+        model=f"{R}/finetune/{CELL}/model.safetensors",
+        journal=f"{R}/finetune/{CELL}/journal.jsonl",
+        clock=f"{R}/finetune/{CELL}/clock.jsonl",
+        loaded=f"{R}/finetune/{CELL}/load_report.json",
+        summary=f"{R}/finetune/{CELL}/summary.json",
+    log:
+        f"{R}/logs/finetune/{CELL}.log",
+    benchmark:
+        f"{R}/benchmarks/finetune/{CELL}.tsv"
+    conda:
+        "../envs/voxprior.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=24 * 60,
+        gpu=GPU,
+    params:
+        folder=subpath(output.summary, parent=True),
+        encoder=lambda w, input: f"--encoder {input.encoder}" if input.encoder else "",
+    message:
+        "Fine-tune {wildcards.backbone} from {wildcards.init} with {wildcards.budget} labelled cases"
+    shell:
+        "voxprior finetune --card {input.card} --index {input.index} --splits {input.splits} {params.encoder}"
+        " --output {params.folder} --work work/{params.folder} --threads {threads} > {log} 2>&1"
