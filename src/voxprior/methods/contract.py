@@ -13,19 +13,13 @@
 Axes: B samples, C channels, Z Y X voxels.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+from voxprior.maths.batch import Batch, Term, volume_from
 
-
-class Term(NamedTuple):
-    """One named part of the loss: the loop adds `weight * sum / count` after summing both over processes."""
-
-    sum: Tensor
-    count: Tensor
-    weight: float = 1.0
+__all__ = ["Batch", "Method", "Term", "volume_from"]
 
 
 class Method(Protocol):
@@ -42,8 +36,3 @@ class Method(Protocol):
 
     def after_step(self, progress: float) -> None:
         """Updates what follows the student: EMA, centre."""
-
-
-def volume_from(batch: Batch) -> Tensor:
-    """Turns the stored int16 region into float32 intensities in [0, 1]: (B, C, Z, Y, X)."""
-    return batch["region_BCZYX"].float() * batch["quantum_B"][:, None, None, None, None]

@@ -1,0 +1,92 @@
+"""Where a run computes: device, threads, precision, determinism; and what it ran on."""
+
+import os
+import resource
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from voxprior.errors import Refusal
+
+_PACKAGES = ("voxprior", "torch", "numpy", "monai", "SimpleITK", "safetensors", "blosc2")
+
+
+def pick(name: str, threads: int) -> torch.device:
+    """Chooses the device, gives torch its threads and makes its kernels deterministic. The one place for all three.
+
+    Args:
+        name: auto (CUDA where there is one), cpu, cuda or cuda:<n>.
+        threads: what the job was given; two threads beside a busy neighbour are slower than one.
+
+    Raises:
+        Refusal: CUDA is asked for and not there.
+    """
+    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda"):
+        raise Refusal(f"device {name!r} is not known: choose auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise Refusal(f"device {name} is asked for but torch {torch.__version__} sees none: use --device cpu")
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        try:
+            torch.set_num_interop_threads(1)
+        except RuntimeError:
+            pass  # can be set once per process only, before any parallel work; nothing here runs ops side by side
+    # cuBLAS is deterministic only with this, and reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, costly
+    torch.backends.cudnn.benchmark = False
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Computes matrix products and convolutions in bfloat16 for `bf16`, everything in float32 for `fp32`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def describe(device: torch.device) -> str:
+    """Names the device for the summary: the GPU's name, or cpu with its threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Tells the most memory that was used: of the GPU's allocator, or resident memory of this process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """Lists the versions of Python and of the packages that results depend on, without importing them."""
+    found = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name.lower()] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Tells the commit of this package's checkout, with `-dirty` if it was changed; None where it is installed.
+
+    A package installed below somebody's own repository is not tracked there, and that commit is not reported.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,161 @@
+"""Segments a volume of any size, window by window, in little memory.
+
+Logits of overlapping windows are added with Gaussian weights, as MONAI's `sliding_window_inference` does on the same
+window grid. But logits of the whole volume never exist: windows come in Z order, and as soon as no later window reaches
+a slice, its labels are taken and its place in a ring of `window_z` slices is used again. Memory is
+classes * window_z * Y * X floats. Weights need not be divided out: they are the same for every class.
+
+Axes: C classes (0 is background), Z Y X voxels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxprior.errors import Refusal
+
+Zyx = tuple[int, int, int]
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """Lists where windows start along one axis: steps of int(window * (1 - overlap)), the last one snapped to the end.
+
+    Source: MONAI `dense_patch_slices`, so that the two can be compared.
+    """
+    if size <= window:
+        return [0]
+    step = max(int(window * (1.0 - overlap)), 1)
+    return [*range(0, size - window, step), size - window]
+
+
+def gaussian_weights(window_zyx: Zyx, sigma_share: float = 0.125) -> Tensor:
+    """Weighs a window's voxels by a Gaussian about its centre, at least 0.001: (Z, Y, X) float32.
+
+    The floor keeps corners that only one window reaches; source: MONAI `compute_importance_map`.
+    """
+    weights = torch.ones(())
+    for side in window_zyx:
+        at = torch.arange(side, dtype=torch.float32) - (side - 1) / 2.0
+        weights = weights[..., None] * torch.exp(-0.5 * (at / (sigma_share * side)) ** 2)
+    return weights.clamp_min(max(float(weights.min()), 1e-3))
+
+
+def _argmax(logits_CZYX: Tensor) -> Tensor:
+    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8.
+
+    torch's argmax strides over the class axis on the CPU; comparing class by class, a slice at a time, reads memory in
+    order and stays in the cache.
+
+    Raises:
+        Refusal: a value is not finite.
+    """
+    if logits_CZYX.is_cuda:
+        best, label = logits_CZYX.max(dim=0)
+        label = label.to(torch.uint8)
+    else:
+        best, label = logits_CZYX[0].clone(), torch.zeros(logits_CZYX.shape[1:], dtype=torch.uint8)
+        for best_YX, label_YX, logits_CYX in zip(best, label, logits_CZYX.unbind(1), strict=True):
+            for number, logits_YX in enumerate(logits_CYX[1:], start=1):
+                label_YX.masked_fill_(logits_YX > best_YX, number)
+                torch.maximum(best_YX, logits_YX, out=best_YX)
+    if not bool(torch.isfinite(best.sum(dtype=torch.float64))):
+        raise Refusal("the network's output is not finite: train the model again with a lower learning rate")
+    return label
+
+
+class _Ring:
+    """Sums of weighted logits of the `window_z` slices that windows still reach; slice z lies at z % window_z."""
+
+    def __init__(self, classes: int, depth: int, plane_yx: tuple[int, int], device: torch.device) -> None:
+        self.sums_CZYX = torch.zeros(classes, depth, *plane_yx, device=device)
+        self.depth = depth
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+        """Splits slices start..stop where the ring closes: (where in the ring, where from `start`)."""
+        done = 0
+        while done < stop - start:
+            at = (start + done) % self.depth
+            length = min(stop - start - done, self.depth - at)
+            yield slice(at, at + length), slice(done, done + length)
+            done += length
+
+    def add(self, lo_zyx: Zyx, logits_CZYX: Tensor, weights_ZYX: Tensor) -> None:
+        """Adds one window's weighted logits."""
+        (z, y, x), (dz, dy, dx) = lo_zyx, weights_ZYX.shape
+        for ring, window in self._pieces(z, z + dz):
+            box_CZYX = self.sums_CZYX[:, ring, y : y + dy, x : x + dx]
+            box_CZYX.addcmul_(logits_CZYX[:, window].float(), weights_ZYX[window])
+
+    def finish(self, start: int, stop: int) -> Tensor:
+        """Takes the labels of slices that no later window reaches, and clears their place: (stop - start, Y, X)."""
+        labels = []
+        for ring, _ in self._pieces(start, stop):
+            labels.append(_argmax(self.sums_CZYX[:, ring]))
+            self.sums_CZYX[:, ring].zero_()
+        return torch.cat(labels)
+
+
+def _padded(volume_ZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, ...]]:
+    """Pads sides that are smaller than the window with 0, evenly: (volume, where the real one lies in it)."""
+    short = [max(window - side, 0) for window, side in zip(window_zyx, volume_ZYX.shape, strict=True)]
+    inside = tuple(slice(n // 2, n // 2 + side) for n, side in zip(short, volume_ZYX.shape, strict=True))
+    if any(short):
+        volume_ZYX = F.pad(volume_ZYX, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
+    return volume_ZYX, inside
+
+
+@torch.inference_mode()
+def segment_volume(
+    network: Callable[[Tensor], Tensor],
+    volume_ZYX: np.ndarray,
+    quantum: float,
+    window_zyx: Zyx,
+    overlap: float = 0.5,
+    device: torch.device | None = None,
+    precision: AbstractContextManager[object] | None = None,
+    batch: int = 1,
+) -> np.ndarray:
+    """Segments one volume.
+
+    Args:
+        network: (B, 1, *window) float32 -> logits (B, C, *window), on `device`, in evaluation mode.
+        volume_ZYX: prepared intensities, int16 with float = int16 * quantum, or float with quantum 1. Sides smaller
+            than the window are padded with 0, evenly, and cut off again.
+        window_zyx: the network's crop in voxels.
+        overlap: share of a window that the next one covers, in [0, 1).
+        device: where windows and sums live; the CPU by default.
+        precision: autocast context of the network; float32 by default. Sums are float32 always.
+        batch: windows per call of the network.
+
+    Returns:
+        (Z, Y, X) uint8 class numbers.
+
+    Raises:
+        Refusal: the network's output is not finite.
+    """
+    device = device or torch.device("cpu")
+    volume, inside = _padded(torch.from_numpy(np.ascontiguousarray(volume_ZYX)), window_zyx)
+    starts_z, starts_y, starts_x = (
+        window_starts(side, window, overlap) for side, window in zip(volume.shape, window_zyx, strict=True)
+    )
+    dz, dy, dx = window_zyx
+    weights = gaussian_weights(window_zyx).to(device)
+    labels = torch.empty(volume.shape, dtype=torch.uint8)
+    ring = None
+    with precision or nullcontext():
+        for z, stop in zip(starts_z, [*starts_z[1:], volume.shape[0]], strict=True):
+            corners = [(z, y, x) for y in starts_y for x in starts_x]
+            for first in range(0, len(corners), batch):
+                some = corners[first : first + batch]
+                windows = [volume[z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
+                logits_BCZYX = network(torch.stack(windows)[:, None].to(device).float() * quantum)
+                if ring is None:
+                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], tuple(volume.shape[1:]), device)
+                for lo, logits_CZYX in zip(some, logits_BCZYX, strict=True):
+                    ring.add(lo, logits_CZYX, weights)
+            labels[z:stop] = ring.finish(z, stop)
+    return labels[inside].numpy().copy()

@@ -1,0 +1,134 @@
+"""Fine-tuning on the same contract as a pretraining method: views, loss terms, `after_step`.
+
+The loss is Dice + cross-entropy, as MONAI's `DiceCELoss`, with these choices: softmax; Dice of each sample and class on
+its own (`batch=False`, so that its mean is the same for any number of processes); background in the cross-entropy but
+not in the Dice; voxels with label 255, not labelled here, in neither. Dice comes from MONAI and cross-entropy from
+torch, because `DiceCELoss` cannot leave voxels out; where every voxel is labelled the two are equal (a test).
+
+MONAI costs seconds to import: this module is for training alone, prediction uses `segment/infer.py`.
+
+Axes: B samples, C channels or classes (0 is background), Z Y X voxels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from voxprior.maths import augment
+from voxprior.maths.augment import UNKNOWN
+from voxprior.maths.batch import Batch, Term, volume_from
+from voxprior.maths.boxes import Region
+
+
+@dataclass(frozen=True)
+class Config:
+    """Crop and augmentation. Each probability is per sample.
+
+    The rotation happens inside the crop: what turns in from beyond its edge is 0 in the image and unlabelled.
+    """
+
+    crop_vox: tuple[int, int, int]
+    flip_zyx: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    affine: float = 0.3
+    turn_degrees: float = 15.0
+    scale: float = 1.2
+    contrast: float = 0.3
+    slope: float = 0.25
+    shift: float = 0.1
+    gamma: float = 0.3
+    gamma_strength: float = 0.4
+    noise: float = 0.15
+    noise_deviation: float = 0.05
+
+
+class Views(NamedTuple):
+    """`volume_BCZYX` float32 after augmentation, and its `labels_BZYX`, uint8 with 255 where nothing is known."""
+
+    volume_BCZYX: Tensor
+    labels_BZYX: Tensor
+
+
+def region(config: Config) -> Region:
+    """Says what the loader reads per sample: the crop itself."""
+    return Region(config.crop_vox)
+
+
+def real_voxels(batch: Batch) -> Tensor:
+    """Tells which voxels of the crop are not padding: (B, Z, Y, X) bool."""
+    inside = None
+    for axis, side in enumerate(batch["labels_BZYX"].shape[1:]):
+        at = torch.arange(side, device=batch["valid_lo_B3"].device)[None]
+        axis_BN = (at >= batch["valid_lo_B3"][:, axis, None]) & (at < batch["valid_hi_B3"][:, axis, None])
+        axis_BZYX = axis_BN.view(-1, *[side if other == axis else 1 for other in range(3)])
+        inside = axis_BZYX if inside is None else inside & axis_BZYX
+    return inside
+
+
+def level_weights(levels: int) -> list[float]:
+    """Weighs the levels of deep supervision: each half of the finer one, 1 together."""
+    return [0.5**level / (2.0 - 0.5 ** (levels - 1)) for level in range(levels)]
+
+
+class Model(nn.Module):
+    """A segmentation network that learns from labelled crops."""
+
+    def __init__(self, config: Config, network: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.dice = DiceLoss(include_background=False, reduction="sum")
+        self.student_voxels = config.crop_vox[0] * config.crop_vox[1] * config.crop_vox[2]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that a pretraining can fill."""
+        return self.network.encoder
+
+    def views(self, batch: Batch, key_B: Tensor) -> Views:
+        """Augments image and labels together; padding is unlabelled."""
+        c = self.config
+        labels = batch["labels_BZYX"].masked_fill(~real_voxels(batch), UNKNOWN)
+        volume, labels = augment.flip(volume_from(batch), labels, key_B, c.flip_zyx)
+        volume, labels = augment.affine(
+            volume, labels, key_B, batch["spacing_mm_B3"], c.affine, c.turn_degrees, c.scale
+        )
+        volume = augment.contrast(volume, key_B, c.contrast, c.slope, c.shift)
+        volume = augment.gamma(volume, key_B, c.gamma, c.gamma_strength)
+        return Views(augment.noise(volume, key_B, c.noise, c.noise_deviation), labels)
+
+    def forward(self, views: Views, progress: float) -> dict[str, Term]:
+        """Returns `dice` and `ce`, and for coarser levels of deep supervision `dice_1`, `ce_1` and so on."""
+        logits = self.network(views.volume_BCZYX)
+        levels = logits if isinstance(logits, list | tuple) else [logits]
+        terms: dict[str, Term] = {}
+        for level, (logits_BCZYX, weight) in enumerate(zip(levels, level_weights(len(levels)), strict=True)):
+            tail = f"_{level}" if level else ""
+            labels = shrink(views.labels_BZYX, tuple(logits_BCZYX.shape[2:]))
+            for name, term in self.terms(logits_BCZYX.float(), labels).items():
+                terms[name + tail] = term._replace(weight=weight)
+        return terms
+
+    def terms(self, logits_BCZYX: Tensor, labels_BZYX: Tensor) -> dict[str, Term]:
+        """Computes the sums and counts of both losses: Dice over samples and classes, cross-entropy over voxels."""
+        samples, channels = logits_BCZYX.shape[:2]
+        known_BZYX = labels_BZYX != UNKNOWN
+        number = torch.arange(channels, device=labels_BZYX.device, dtype=torch.uint8).view(1, -1, 1, 1, 1)
+        target = (labels_BZYX[:, None] == number).float()  # no class at all where unknown
+        dice = self.dice(logits_BCZYX.softmax(1) * known_BZYX[:, None], target)
+        ce = F.cross_entropy(logits_BCZYX, labels_BZYX.long(), ignore_index=UNKNOWN, reduction="sum")
+        # Neither count asks the device: every sample and class counts, an absent class as one that must stay absent.
+        return {"dice": Term(dice, torch.tensor(samples * (channels - 1))), "ce": Term(ce, known_BZYX.sum())}
+
+    def after_step(self, progress: float) -> None:
+        """Does nothing: no teacher follows."""
+
+
+def shrink(labels_BZYX: Tensor, size_zyx: tuple[int, ...]) -> Tensor:
+    """Picks the label nearest to each coarser voxel's centre: (B, *size_zyx)."""
+    if tuple(labels_BZYX.shape[1:]) == size_zyx:
+        return labels_BZYX
+    return F.interpolate(labels_BZYX[:, None].float(), size_zyx, mode="nearest-exact")[:, 0].to(torch.uint8)

@@ -1,0 +1,312 @@
+import hashlib
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from voxprior.engine import loop
+from voxprior.engine import state as states
+from voxprior.errors import Refusal, Resumable
+from voxprior.maths import chance
+from voxprior.maths.batch import Term, volume_from
+
+
+@dataclass(frozen=True)
+class Recipe:
+    lr: float = 0.05
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.1
+    clip: float = 1.0
+
+
+class Toy(nn.Module):
+    """Learns to undo noise; has a norm, a token, a buffer that follows, and chance from the keys."""
+
+    student_voxels = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv3d(4, 1, 1))
+        self.token = nn.Parameter(torch.zeros(1, 1, 1, 1, 1))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def views(self, batch, key_B):
+        volume = volume_from(batch)
+        return volume, volume + 0.1 * chance.normal(key_B, "noise", tuple(volume.shape[1:]))
+
+    def forward(self, views, progress):
+        clean, noisy = views
+        error = (self.encoder(noisy) + self.token - clean) ** 2
+        return {"error": Term(error.sum(), torch.tensor(error.numel())), "token": Term(self.token.sum() ** 2, 1, 0.5)}
+
+    def after_step(self, progress):
+        self.seen += progress
+
+
+def batches_until(total: int, break_at: int = -1, hook=None):
+    def batches(start):
+        for step in range(start, total):
+            if hook:
+                hook(step)
+            key_B = chance.keys(0, step, torch.arange(2))
+            region = (chance.uniform(key_B, "image", (1, 4, 4, 4)) * 1000).to(torch.int16)
+            quantum = torch.full((2,), float("nan") if step == break_at else 0.001)
+            yield step, key_B, {"region_BCZYX": region, "quantum_B": quantum}
+
+    return batches
+
+
+def plan(work, total=20, **changes) -> loop.Plan:
+    made = loop.Plan(total, Recipe(), "card", work, torch.device("cpu"))
+    return replace(made, **changes)
+
+
+def toy() -> Toy:
+    torch.manual_seed(0)
+    return Toy()
+
+
+def digest(model: nn.Module) -> str:
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+
+
+def lines(work) -> list[dict]:
+    return [json.loads(line) for line in (work / "journal.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    work, model = tmp_path_factory.mktemp("whole"), toy()
+    outcome = loop.train(model, batches_until(20), plan(work))
+    return work, digest(model), outcome
+
+
+def test_journal_has_every_logged_step_and_the_loss_falls(uninterrupted):
+    work, _, outcome = uninterrupted
+    records = lines(work)
+    assert [record["step"] for record in records] == list(range(20))
+    assert list(records[0]) == ["step", "progress", "loss", "error", "token", "lr", "grad_norm"]
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"] and outcome.final == records[-1]
+    assert records[0]["loss"] == pytest.approx(records[0]["error"] + 0.5 * records[0]["token"])
+    clock = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
+    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second"}] * 20
+
+
+@pytest.mark.parametrize("at", [0, 7, 18])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, at, name):
+    work, weights, outcome = uninterrupted
+
+    def hook(step):
+        if step == at:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(Resumable, match=name):
+        loop.train(toy(), batches_until(20, hook=hook), plan(tmp_path))
+    torch.manual_seed(99)  # what the new process starts from must not matter
+    model = Toy()
+    again = loop.train(model, batches_until(20), plan(tmp_path))
+    assert digest(model) == weights
+    assert (tmp_path / "journal.jsonl").read_bytes() == (work / "journal.jsonl").read_bytes()
+    assert again.flops_per_step == outcome.flops_per_step > 0 and again.final == outcome.final
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_lines_written_after_the_last_state_are_cut_off(uninterrupted, tmp_path):
+    class Died(Exception):
+        """Stands for SIGKILL: nothing is saved after it."""
+
+    def hook(step):
+        if step == 11:
+            raise Died
+
+    with pytest.raises(Resumable):
+        loop.train(toy(), batches_until(20, hook=lambda step: step == 5 and os.kill(os.getpid(), 15)), plan(tmp_path))
+    with pytest.raises(Died):
+        loop.train(toy(), batches_until(20, hook=hook), plan(tmp_path))
+    assert len(lines(tmp_path)) == 11
+    model = toy()
+    loop.train(model, batches_until(20), plan(tmp_path))
+    assert digest(model) == uninterrupted[1]
+    assert (tmp_path / "journal.jsonl").read_bytes() == (uninterrupted[0] / "journal.jsonl").read_bytes()
+
+
+def _stopped_at(work, *steps) -> None:
+    """Leaves one state behind per step."""
+    for at in steps:
+        with pytest.raises(Resumable):
+            loop.train(
+                toy(), batches_until(20, hook=lambda step, at=at: step == at and os.kill(os.getpid(), 15)), plan(work)
+            )
+
+
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(uninterrupted, tmp_path, capsys):
+    _stopped_at(tmp_path, 4, 9)
+    newest = sorted(tmp_path.glob("state-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-7])
+    model = toy()
+    loop.train(model, batches_until(20), plan(tmp_path))
+    told = capsys.readouterr().err
+    assert f"{newest} is damaged" in told and "goes on at step 5 of 20" in told
+    assert digest(model) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("harm", ["states", "journal", "card"])
+def test_without_a_good_state_the_run_starts_anew(uninterrupted, tmp_path, capsys, harm):
+    _stopped_at(tmp_path, 6)
+    changed = plan(tmp_path)
+    if harm == "states":
+        for path in tmp_path.glob("state-*.pt"):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+    elif harm == "journal":
+        journal = tmp_path / "journal.jsonl"
+        journal.write_bytes(journal.read_bytes().replace(b"loss", b"lass", 1))
+    else:
+        changed = replace(changed, card_hash="another")
+    model = toy()
+    loop.train(model, batches_until(20), changed)
+    told = capsys.readouterr().err
+    assert "not used" in told and "goes on" not in told
+    assert digest(model) == uninterrupted[1]
+    assert (tmp_path / "journal.jsonl").read_bytes() == (uninterrupted[0] / "journal.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
+    loop.train(toy(), batches_until(20), plan(tmp_path))
+    model = toy()
+    outcome = loop.train(model, batches_until(20, hook=lambda step: pytest.fail("trained again")), plan(tmp_path))
+    assert digest(model) == uninterrupted[1] and outcome.final["step"] == 19
+
+
+def test_workers_killed_by_the_signal_are_not_an_error(tmp_path):
+    def hook(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated")
+
+    with pytest.raises(Resumable, match="SIGTERM"):
+        loop.train(toy(), batches_until(20, hook=hook), plan(tmp_path))
+    with pytest.raises(RuntimeError, match="shape"):
+        loop.train(
+            toy(), batches_until(20, hook=lambda step: (_ for _ in ()).throw(RuntimeError("shape"))), plan(tmp_path)
+        )
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
+    total = 5000  # logged every 25 steps: the step is known although nobody looked at it
+    with pytest.raises(Refusal, match="not finite at step 7 of 5000"):
+        loop.train(toy(), batches_until(total, break_at=7), plan(tmp_path, total))
+    assert not list(tmp_path.glob("state-*.pt"))
+    with pytest.raises(Refusal, match="not finite at step 7 of 5000"):
+        loop.train(toy(), batches_until(total, break_at=7), plan(tmp_path, total, save_every_s=0.0))
+
+
+def test_bf16_trains_and_fp32_is_another_result(uninterrupted, tmp_path):
+    model = toy()
+    loop.train(model, batches_until(20), plan(tmp_path, precision="bf16"))
+    assert digest(model) != uninterrupted[1]
+    assert lines(tmp_path)[-1]["loss"] < 0.7 * lines(tmp_path)[0]["loss"]
+
+
+def test_counting_flops_changes_no_bit(uninterrupted, tmp_path, monkeypatch):
+    class Nothing:
+        def __init__(self, display): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error): ...
+        def get_total_flops(self):
+            return 0
+
+    monkeypatch.setattr(loop, "FlopCounterMode", Nothing)
+    model = toy()
+    loop.train(model, batches_until(20), plan(tmp_path))
+    assert digest(model) == uninterrupted[1]
+
+
+def test_runs_outside_the_main_thread(tmp_path):
+    told = []
+    thread = threading.Thread(target=lambda: told.append(loop.train(toy(), batches_until(3), plan(tmp_path, 3))))
+    thread.start()
+    thread.join()
+    assert told[0].final["step"] == 2
+
+
+def test_no_weight_decay_on_biases_norms_and_tokens():
+    model = toy()
+    groups = loop.parameter_groups(model, Recipe())
+    by_decay = {group["weight_decay"]: {id(parameter) for parameter in group["params"]} for group in groups}
+    decayed = {name for name, parameter in model.named_parameters() if id(parameter) in by_decay[0.1]}
+    assert decayed == {"encoder.0.weight", "encoder.2.weight"}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_a_methods_rules_set_rate_and_decay(tmp_path):
+    model = toy()
+    model.encoder[2].weight.requires_grad_(False)
+    groups = loop.parameter_groups(
+        model, Recipe(), {r"encoder\.0": {"rate": 0.0, "decay": 0.3}, "token": {"rate": 2.0}}
+    )
+    assert {(group["rate"], group["weight_decay"], len(group["params"])) for group in groups} == {
+        (0.0, 0.3, 2),
+        (1.0, 0.0, 3),
+        (2.0, 0.0, 1),
+    }
+    before = model.encoder[0].weight.clone()
+    loop.train(model, batches_until(3), plan(tmp_path, 3, rules={r"encoder\.0": {"rate": 0.0}}))
+    assert torch.equal(model.encoder[0].weight, before)
+
+
+def test_terms_add_as_weighted_means_and_an_empty_one_is_0():
+    a = torch.tensor([1.0, 3.0], requires_grad=True)
+    terms = {
+        "a": Term(a.sum(), torch.tensor(2)),
+        "none": Term(a.sum() * 0, torch.tensor(0)),
+        "b": Term(a[0] * 6, 3, 0.0),
+    }
+    loss, values, names = loop.reduce_terms(terms)
+    loss.backward()
+    assert values.tolist() == [2.0, 2.0, 0.0, 2.0] and names == ["a", "none", "b"]
+    assert a.grad.tolist() == [0.5, 0.5]
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    weight = torch.tensor([2.0], requires_grad=True)
+    data = torch.arange(1.0, 4.0)[slice(0, 1) if rank == 0 else slice(1, 3)]
+    loss, values, _ = loop.reduce_terms({"a": Term((weight * data).pow(2).sum(), torch.tensor(len(data)), 0.5)})
+    loss.backward()
+    loop._sum_gradients([nn.Parameter(weight)])
+    total = weight.grad.clone()
+    dist.all_reduce(total)
+    torch.save((values, total), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_counts_give_one_process_loss_and_gradient(tmp_path):
+    torch.multiprocessing.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    weight = torch.tensor([2.0], requires_grad=True)
+    loss = 0.5 * (weight * torch.arange(1.0, 4.0)).pow(2).mean()
+    loss.backward()
+    for rank in (0, 1):
+        values, gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(values, torch.stack([loss.detach(), 2 * loss.detach()]))
+        torch.testing.assert_close(gradient, weight.grad)
+
+
+def test_states_of_two_newest_steps_are_kept(tmp_path):
+    for step in (3, 10, 200):
+        states.save(tmp_path, "card", step, {"weights": torch.ones(2)})
+    assert [path.name[:18] for path in sorted(tmp_path.iterdir())] == ["state-000000000010", "state-000000000200"]
+    assert [step for step, _ in states.candidates(tmp_path, "card", torch.device("cpu"))] == [200, 10]
+    states.forget(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,102 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from voxprior.errors import Refusal
+from voxprior.segment import infer
+
+
+def test_windows_cover_the_axis_and_the_last_is_snapped():
+    assert infer.window_starts(10, 4, 0.5) == [0, 2, 4, 6]
+    assert infer.window_starts(11, 4, 0.5) == [0, 2, 4, 6, 7]
+    assert infer.window_starts(4, 4, 0.5) == infer.window_starts(3, 4, 0.5) == [0]
+    assert infer.window_starts(9, 4, 0.9) == list(range(6))
+
+
+def test_a_network_that_looks_at_one_voxel_gives_that_voxels_class():
+    """Whatever the windows, weights cancel out."""
+    volume = np.random.default_rng(0).integers(0, 1000, (17, 9, 23)).astype(np.int16)
+
+    def network(window):
+        assert window.dtype == torch.float32 and window.shape[1:] == (1, 6, 8, 10) and window.max() <= 1
+        third = torch.full_like(window, 0.5)
+        return torch.cat([0.9 - window, window, third], 1)
+
+    value = volume * 0.001
+    expected = np.argmax(np.stack([0.9 - value, value, np.full_like(value, 0.5)]), 0)
+    labels = infer.segment_volume(network, volume, 0.001, (6, 8, 10), batch=3)
+    clear = np.abs(value - 0.5) > 1e-3
+    clear &= np.abs(value - 0.4) > 1e-3
+    assert labels.dtype == np.uint8 and labels.shape == volume.shape
+    assert (labels == expected)[clear].all()
+
+
+@pytest.mark.parametrize("shape", [(5, 20, 3), (1, 1, 1), (6, 8, 10), (40, 4, 4)])
+def test_any_shape(shape):
+    volume = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) % 7
+    labels = infer.segment_volume(lambda w: torch.cat([3 - w, w - 3], 1), volume, 1.0, (6, 8, 10), overlap=0.25)
+    assert np.array_equal(labels, volume > 3)
+
+
+def test_the_centre_of_a_window_counts_more():
+    weights = infer.gaussian_weights((5, 7, 9))
+    assert weights.argmax() == weights.numel() // 2 and weights.max() == 1
+    assert weights.min() == pytest.approx(1e-3)
+    assert torch.equal(weights, weights.flip(0, 1, 2))
+
+
+def test_memory_never_holds_the_logits_of_the_whole_volume(monkeypatch):
+    sizes = []
+    zeros = torch.zeros
+    monkeypatch.setattr(infer.torch, "zeros", lambda *s, **k: sizes.append(s) or zeros(*s, **k))
+    infer.segment_volume(lambda w: w.expand(-1, 5, -1, -1, -1), np.zeros((90, 12, 12), np.int16), 1.0, (8, 8, 8))
+    assert (5, 8, 12, 12) in sizes and not any(90 in size for size in sizes if isinstance(size, tuple))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 2])
+def test_output_that_is_not_finite_is_refused(bad, where):
+    def network(window):
+        logits = window.repeat(1, 3, 1, 1, 1)
+        logits[0, where, 1, 1, 1] = bad
+        return logits
+
+    with pytest.raises(Refusal, match="not finite"):
+        infer.segment_volume(network, np.ones((4, 4, 4), np.int16), 1.0, (4, 4, 4))
+
+
+def test_bf16_windows_are_added_in_float32():
+    network = nn.Conv3d(1, 2, 1)
+    labels = infer.segment_volume(
+        network, np.ones((6, 6, 6), np.int16), 1.0, (4, 4, 4), precision=torch.autocast("cpu", torch.bfloat16)
+    )
+    assert len(np.unique(labels)) == 1
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
+@pytest.mark.parametrize("shape", [(33, 21, 40), (10, 30, 9)])
+def test_labels_equal_monais_on_the_same_windows(shape, overlap):
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    # Zero padding inside the window makes overlapping windows disagree, so that weights and grid matter.
+    network = nn.Sequential(nn.Conv3d(1, 4, 5, padding=2), nn.Tanh(), nn.Conv3d(4, 6, 5, padding=2))
+    volume = (np.random.default_rng(1).random(shape) * 1000).astype(np.int16)
+    ours = infer.segment_volume(network, volume, 0.001, (12, 10, 16), overlap)
+    with torch.no_grad():
+        logits = inferers.sliding_window_inference(
+            torch.from_numpy(volume)[None, None].float() * 0.001, (12, 10, 16), 1, network, overlap, mode="gaussian"
+        )[0]
+    best = logits.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-4).numpy()
+    assert clear.mean() > 0.99
+    assert np.array_equal(ours[clear], logits.argmax(0).numpy()[clear])
+
+
+def test_inference_does_not_import_monai():
+    code = "import sys, voxprior.segment.infer; print('monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+
+from voxprior.maths import chance
+from voxprior.maths.boxes import Region
+from voxprior.segment import model as segment
+
+CROP = (8, 8, 12)
+
+
+class Net(nn.Module):
+    def __init__(self, levels: int = 1) -> None:
+        super().__init__()
+        self.encoder = nn.Conv3d(1, 3, 3, padding=1)
+        self.levels = levels
+
+    def forward(self, volume):
+        logits = self.encoder(volume)
+        if self.levels == 1 or not self.training:
+            return logits
+        return [nn.functional.avg_pool3d(logits, 2**level) if level else logits for level in range(self.levels)]
+
+
+def batch(samples: int = 2, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "region_BCZYX": torch.randint(0, 1000, (samples, 1, *CROP), generator=generator).to(torch.int16),
+        "quantum_B": torch.full((samples,), 0.001),
+        "spacing_mm_B3": torch.full((samples, 3), 2.0),
+        "valid_lo_B3": torch.zeros(samples, 3, dtype=torch.int64),
+        "valid_hi_B3": torch.tensor([CROP] * samples),
+        "labels_BZYX": torch.randint(0, 3, (samples, *CROP), generator=generator).to(torch.uint8),
+    }
+
+
+def logits_of(samples: int = 2):
+    return torch.randn(samples, 3, *CROP, generator=torch.Generator().manual_seed(1))
+
+
+def mean(term):
+    return term.sum / term.count
+
+
+def test_region_is_the_crop_and_every_crop_voxel_is_seen():
+    config = segment.Config(CROP)
+    assert segment.region(config) == Region(CROP)
+    assert segment.Model(config, Net()).student_voxels == 8 * 8 * 12
+
+
+@pytest.mark.oracle
+def test_loss_equals_monais_dice_ce_where_all_is_labelled():
+    losses = pytest.importorskip("monai.losses")
+    labels = batch()["labels_BZYX"]
+    terms = segment.Model(segment.Config(CROP), Net()).terms(logits_of(), labels)
+    expected = losses.DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(logits_of(), labels[:, None])
+    torch.testing.assert_close(mean(terms["dice"]) + mean(terms["ce"]), expected)
+
+
+def test_unlabelled_voxels_change_neither_loss_nor_gradient():
+    model, labels = segment.Model(segment.Config(CROP), Net()), batch()["labels_BZYX"]
+    labels[:, :, :, 6:] = 255
+    whole = logits_of().requires_grad_()
+    changed = logits_of()
+    changed[..., 6:] = 50 * torch.randn(changed[..., 6:].shape)
+    for name in ("dice", "ce"):
+        torch.testing.assert_close(mean(model.terms(whole, labels)[name]), mean(model.terms(changed, labels)[name]))
+    terms = model.terms(whole, labels)
+    (terms["dice"].sum + terms["ce"].sum).backward()
+    assert (whole.grad[..., 6:] == 0).all() and (whole.grad[..., :6] != 0).any()
+    assert terms["ce"].count == labels[:, :, :, :6].numel()
+
+
+def test_a_crop_without_any_label_gives_finite_terms():
+    terms = segment.Model(segment.Config(CROP), Net()).terms(logits_of(), torch.full((2, *CROP), 255).byte())
+    assert terms["ce"].count == 0 and terms["ce"].sum == 0 and torch.isfinite(terms["dice"].sum)
+
+
+def test_a_perfect_prediction_costs_nothing():
+    labels = batch()["labels_BZYX"]
+    logits = 100 * nn.functional.one_hot(labels.long(), 3).movedim(-1, 1).float()
+    terms = segment.Model(segment.Config(CROP), Net()).terms(logits, labels)
+    assert mean(terms["dice"]) < 1e-6 and mean(terms["ce"]) < 1e-6
+
+
+def test_terms_of_two_halves_add_up_to_the_whole():
+    """What makes the loss independent of how samples are spread over processes."""
+    model, labels = segment.Model(segment.Config(CROP), Net()), batch()["labels_BZYX"]
+    whole = model.terms(logits_of(), labels)
+    halves = [model.terms(logits_of()[i : i + 1], labels[i : i + 1]) for i in (0, 1)]
+    for name, term in whole.items():
+        torch.testing.assert_close(term.sum, halves[0][name].sum + halves[1][name].sum)
+        assert term.count == halves[0][name].count + halves[1][name].count
+
+
+def test_deep_supervision_halves_per_level_and_adds_up_to_1():
+    assert segment.level_weights(1) == [1.0]
+    assert segment.level_weights(3) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    model = segment.Model(segment.Config(CROP), Net(levels=3)).train()
+    terms = model(segment.Views(torch.rand(2, 1, *CROP), batch()["labels_BZYX"]), 0.0)
+    assert list(terms) == ["dice", "ce", "dice_1", "ce_1", "dice_2", "ce_2"]
+    assert terms["ce_1"].weight == pytest.approx(2 / 7) and terms["ce_2"].count == 2 * 2 * 2 * 3
+
+
+def test_shrunk_labels_are_labels():
+    labels = batch()["labels_BZYX"]
+    labels[0, 0] = 255
+    small = segment.shrink(labels, (4, 4, 6))
+    assert small.dtype == torch.uint8 and torch.equal(small, labels[:, 1::2, 1::2, 1::2])
+
+
+def test_views_keep_labels_whole_and_hide_padding():
+    samples = batch(8)
+    samples["valid_hi_B3"][:, 2] = 9
+    model = segment.Model(segment.Config(CROP, affine=1.0), Net())
+    views = model.views(samples, chance.keys(0, 0, torch.arange(8)))
+    assert views.labels_BZYX.dtype == torch.uint8 and set(views.labels_BZYX.unique().tolist()) <= {0, 1, 2, 255}
+    still = segment.Model(segment.Config(CROP, affine=0.0), Net()).views(samples, chance.keys(0, 0, torch.arange(8)))
+    assert (still.labels_BZYX[..., 9:] == 255).all() and torch.equal(
+        still.labels_BZYX[..., :9], samples["labels_BZYX"][..., :9]
+    )
+    assert torch.isfinite(views.volume_BCZYX).all() and not torch.equal(views.volume_BCZYX, still.volume_BCZYX)
+
+
+def test_image_and_labels_move_together():
+    """An image that shows its own labels still does after flips and turns."""
+    samples = batch(8)
+    labels = torch.zeros(8, *CROP, dtype=torch.uint8)
+    labels[:, 2:5, 2:6, 3:9] = 1
+    samples["labels_BZYX"], samples["region_BCZYX"] = labels, labels[:, None].to(torch.int16) * 1000
+    config = segment.Config(CROP, flip_zyx=(0.5, 0.5, 0.5), affine=1.0, contrast=0.0, gamma=0.0, noise=0.0)
+    views = segment.Model(config, Net()).views(samples, chance.keys(1, 0, torch.arange(8)))
+    shown, known = views.volume_BCZYX[:, 0] > 0.5, views.labels_BZYX != 255
+    assert ((shown == (views.labels_BZYX == 1)) | ~known).float().mean() > 0.97
+    assert not torch.equal(views.labels_BZYX, labels)
