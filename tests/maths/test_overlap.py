@@ -73,9 +73,7 @@ def test_dice_equals_monai():
 
     for seed in range(50):
         label, prediction = random_pair(seed, (6, 5, 4), 4, [0.02, 0.5][seed % 2])
-        onehot = [
-            one_hot(torch.from_numpy(m).long(), 5).movedim(-1, 0)[None] for m in (label, prediction)
-        ]
+        onehot = [one_hot(torch.from_numpy(m).long(), 5).movedim(-1, 0)[None] for m in (label, prediction)]
         theirs = compute_dice(onehot[1], onehot[0], include_background=False, ignore_empty=False)[0].numpy()
         counts = overlap.confusion(label, prediction, 4)
         scored = [flag != "both_empty" for flag in overlap.flags(counts)]

@@ -30,10 +30,13 @@ def test_equal_seeds_give_equal_intervals_and_others_do_not():
 
 def test_below_three_patients_there_is_no_interval():
     two = mean_interval(np.array([[0.5], [0.7], [0.6]]), ["a", "b", "b"], *SETTINGS)
-    assert two.mean == pytest.approx(0.6) and two.cases == 3
-    assert np.isnan(two.low) and np.isnan(two.high)
+    assert two.mean == pytest.approx(0.6)
+    assert two.cases == 3
+    assert np.isnan(two.low)
+    assert np.isnan(two.high)
     none = mean_interval(np.full((2, 1), np.nan), ["a", "b"], *SETTINGS)
-    assert np.isnan(none.mean) and none.cases == 0
+    assert np.isnan(none.mean)
+    assert none.cases == 0
     assert np.isnan(difference_interval(np.ones((2, 1)), np.zeros((2, 1)), ["a", "b"], *SETTINGS).low)
 
 
@@ -60,14 +63,16 @@ def test_pairing_removes_what_patients_share():
     other = easy + chance.normal(0, 0.05, (20, 2))
     values = easy + 0.1 + chance.normal(0, 0.05, (20, 3))
     found = difference_interval(values, other, people(20), *SETTINGS)
-    assert found.low < 0.1 < found.high and found.low > 0
+    assert found.low < 0.1 < found.high
+    assert found.low > 0
     assert found.high - found.low < 0.2 < mean_interval(values, people(20), *SETTINGS).high
 
 
 def test_difference_uses_the_cases_both_have():
     values, other = np.array([[1.0], [2.0], [np.nan], [4.0]]), np.array([[0.0], [np.nan], [0.0], [1.0]])
     found = difference_interval(values, other, people(4), *SETTINGS)
-    assert found.cases == 2 and found.mean == pytest.approx((1 + 3) / 2)
+    assert found.cases == 2
+    assert found.mean == pytest.approx((1 + 3) / 2)
 
 
 def test_seeds_that_disagree_widen_the_interval():

@@ -82,7 +82,8 @@ def test_empty_policy():
     label[1, 1, 1], prediction[2, 2, 2] = 1, 2
     nsd, hd95_mm = surfaces.surface_scores(label, prediction, 3, (2.0, 1.0, 0.5), 2.0)
     diagonal = np.sqrt(8**2 + 5**2 + 3**2)
-    assert nsd[:2].tolist() == [0, 0] and hd95_mm[:2] == pytest.approx([diagonal, diagonal])
+    assert nsd[:2].tolist() == [0, 0]
+    assert hd95_mm[:2] == pytest.approx([diagonal, diagonal])
     assert np.isnan([nsd[2], hd95_mm[2]]).all()
     nothing = np.zeros((3, 3, 3), np.uint8)
     assert np.isnan(surfaces.surface_scores(nothing, nothing, 2, (1, 1, 1), 1.0)).all()
@@ -134,9 +135,7 @@ def test_scores_equal_monai(seed, shape, spacing, filled):
 
     label, prediction = blobs(seed, shape, 2, filled)
     nsd, hd95_mm = surfaces.surface_scores(label, prediction, 2, spacing, 1.6)
-    y, p = (
-        one_hot(torch.from_numpy(m).long(), 3).movedim(-1, 0)[None] for m in (label, prediction)
-    )
+    y, p = (one_hot(torch.from_numpy(m).long(), 3).movedim(-1, 0)[None] for m in (label, prediction))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hd95_theirs = compute_hausdorff_distance(p, y, percentile=95, spacing=spacing)[0].numpy()
@@ -148,4 +147,5 @@ def test_scores_equal_monai(seed, shape, spacing, filled):
         if any(present):
             assert nsd[k] == pytest.approx(nsd_theirs[k], abs=1e-6)
         else:
-            assert np.isnan(nsd[k]) and np.isnan(hd95_mm[k])
+            assert np.isnan(nsd[k])
+            assert np.isnan(hd95_mm[k])

@@ -31,18 +31,18 @@ Zyx = tuple[float, float, float]
 class Surfaces:
     """All surface voxels of one label map, sorted by class.
 
-    position_N: index into the flattened box. start_K1[c]..start_K1[c + 1] are those of class c.
-    shared_N: the same voxel is a surface voxel of the same class in the other map, at distance 0.
+    positions: (N,) index into the flattened box; starts[c]..starts[c + 1] are those of class c, (K + 2,).
+    shared: (N,) the same voxel is a surface voxel of the same class in the other map, at distance 0.
     """
 
-    position_N: NDArray[np.intp]
-    shared_N: NDArray[np.bool_]
-    start_K1: NDArray[np.intp]
+    positions: NDArray[np.intp]
+    shared: NDArray[np.bool_]
+    starts: NDArray[np.intp]
 
     def of(self, class_id: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Returns the positions of one class, and which of them are shared."""
-        part = slice(self.start_K1[class_id], self.start_K1[class_id + 1])
-        return self.position_N[part], self.shared_N[part]
+        part = slice(self.starts[class_id], self.starts[class_id + 1])
+        return self.positions[part], self.shared[part]
 
 
 def edge_voxels(map_ZYX: Labels) -> NDArray[np.bool_]:
@@ -69,8 +69,8 @@ def find_surfaces(label_ZYX: Labels, prediction_ZYX: Labels, classes: int) -> tu
         id_N = maps[own].ravel()[position_N]
         shared_N = edges[other].ravel()[position_N] & (maps[other].ravel()[position_N] == id_N)
         order_N = np.argsort(id_N, kind="stable")  # stable keeps the raster order, which the tree's cache likes
-        start_K1 = np.concatenate([[0], np.cumsum(np.bincount(id_N, minlength=classes + 1))])
-        found.append(Surfaces(position_N[order_N], shared_N[order_N], start_K1))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(id_N, minlength=classes + 1))])
+        found.append(Surfaces(position_N[order_N], shared_N[order_N], starts))
     return found[0], found[1]
 
 
