@@ -1,0 +1,114 @@
+"""score: measures predictions against labels in each scan's own grid."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("dataset", "case", "patient", "class", "metric", "value", "flag")
+
+
+def run(card: Path, predictions: Path, cases: list[Path], output: Path) -> None:
+    """Scores every predicted case that has labels and writes the tidy table (`docs/formats.md`, "scores").
+
+    Raises:
+        Refusal: a prediction is missing, unknown or does not lie on its label's grid.
+    """
+    from voxprior.cards import read_card
+    from voxprior.data.files import write_text
+    from voxprior.engine.journal import progress
+
+    content = read_card("score", card)
+    listed = json.loads(predictions.read_text(encoding="utf-8"))["cases"]
+    table = {(row["dataset"], row["case"]): row for path in cases for row in _read_table(path)}
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    unlabelled = 0
+    for entry in progress(listed, len(listed), f"score {predictions.parent}"):
+        row = _row_of(entry, table, content.datasets, predictions)
+        if row["label"]:
+            writer.writerows(_score_case(content, row, _locate(entry["file"], predictions)))
+        else:
+            unlabelled += 1
+    write_text(output, text.getvalue())
+    print(f"{len(listed) - unlabelled} cases scored, {unlabelled} without labels")
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _row_of(
+    entry: dict[str, Any], table: dict[tuple[str, str], dict[str, str]], datasets: dict[str, Any], predictions: Path
+) -> dict[str, str]:
+    from voxprior.errors import Refusal
+
+    dataset, case = entry["dataset"], entry["case"]
+    if dataset not in datasets:
+        raise Refusal(f"{predictions} holds dataset '{dataset}', which the score card does not know: rerun 'predict'")
+    if (dataset, case) not in table:
+        raise Refusal(f"{predictions} holds case '{case}' of {dataset}, which no case table lists: rerun 'predict'")
+    return table[dataset, case]
+
+
+def _locate(file: str, predictions: Path) -> Path:
+    """Finds a label map beside `predictions.json`, or below the working folder."""
+    beside = predictions.parent / file
+    return beside if beside.exists() else Path(file)
+
+
+def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> list[tuple[str, ...]]:
+    """Scores one case: a table row per class that its dataset labels, and metric."""
+    import numpy as np
+    import SimpleITK
+
+    from voxprior.data import volume
+    from voxprior.errors import Refusal
+    from voxprior.maths import overlap, surfaces
+
+    if not prediction_path.is_file():
+        raise Refusal(f"{prediction_path} is missing, the prediction of case '{row['case']}': rerun 'predict'")
+    label, _ = volume.read_label(row["label"])
+    prediction, _ = volume.read_label(prediction_path)
+    _refuse_other_grid(prediction_path, volume.Grid.of(prediction), row["label"], volume.Grid.of(label))
+    values, classes = content.datasets[row["dataset"]], len(content.classes)
+    to_id = np.zeros(1 << 16, dtype=np.uint8)
+    kept = np.zeros(1 << 16, dtype=np.uint8)  # what this dataset does not label is no mistake: it becomes background
+    for number, in_file in enumerate(values, start=1):
+        to_id[in_file] = number
+        kept[number] = number if in_file else 0
+    label_ZYX, prediction_ZYX = (
+        to_id[SimpleITK.GetArrayViewFromImage(label)],
+        SimpleITK.GetArrayViewFromImage(prediction),
+    )
+    if prediction_ZYX.max() > classes:
+        raise Refusal(f"{prediction_path} holds the label {prediction_ZYX.max()} of {classes} classes: rerun 'predict'")
+    prediction_ZYX = kept[prediction_ZYX]
+    spacing = volume.Grid.of(label).spacing_zyx_mm
+    counts = overlap.confusion(label_ZYX, prediction_ZYX, classes)
+    nsd, hd95_mm = surfaces.surface_scores(label_ZYX, prediction_ZYX, classes, spacing, content.score.tolerance_mm)
+    rows = []
+    for metric, scores in (("dice", overlap.dice(counts)), ("nsd", nsd), ("hd95_mm", hd95_mm)):
+        for name, in_file, score, flag in zip(content.classes, values, scores, overlap.flags(counts), strict=True):
+            if in_file:
+                text = "" if np.isnan(score) else f"{score:.8g}"
+                rows.append((row["dataset"], row["case"], row["patient"], name, metric, text, flag))
+    return rows
+
+
+def _refuse_other_grid(prediction_path: Path, prediction: Any, label_path: str, label: Any) -> None:
+    """Compares where the corner voxels are in the world, as strictly as intake compares a label map with its scan."""
+    import numpy as np
+
+    from voxprior.data.intake import FAR_VOX
+    from voxprior.errors import Refusal
+
+    if prediction.size_xyz != label.size_xyz:
+        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (prediction, label)]
+        raise Refusal(f"{prediction_path} has {shapes[0]} voxels where {label_path} has {shapes[1]}: rerun 'predict'")
+    apart_mm = float(np.abs(prediction.corners_mm() - label.corners_mm()).max())
+    if apart_mm > FAR_VOX * min(label.spacing_xyz_mm):
+        raise Refusal(f"{prediction_path} lies up to {apart_mm:.3g} mm beside {label_path}: rerun 'predict'")

@@ -1,0 +1,124 @@
+"""score: native space, label values per dataset, what is missing, and what it may import."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from voxprior.commands import score
+from voxprior.errors import Refusal
+
+SPACING_XYZ = (0.8, 0.9, 2.5)
+
+
+def write_map(path: Path, array_ZYX: np.ndarray, spacing=SPACING_XYZ, origin=(3.0, -7.0, 11.0)) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array_ZYX)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    SimpleITK.WriteImage(image, str(path))
+    return str(path)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """One case of each of two datasets, whose files use other label values: a box, found two slices too far."""
+    box, shifted = np.zeros((2, 20, 16, 16), np.uint8)
+    box[4:10, 4:10, 4:10] = 1
+    shifted[6:12, 4:10, 4:10] = 1
+    rows, listed = [], []
+    for dataset, factor in (("here", 7), ("there", 300)):
+        label = (box.astype(np.uint16) * factor).astype(np.uint16)
+        label[0, 0, 0] = 5  # a value that is no class of ours
+        path = write_map(tmp_path / dataset / "labels" / "a.nii.gz", label)
+        rows.append({"case": "a", "dataset": dataset, "patient": f"{dataset}_p", "label": path})
+        predicted = shifted.copy()
+        predicted[15, 15, 15] = 2  # class "other": labelled in `here` only, and absent from its label
+        file = f"predictions/{dataset}_a.nii.gz"
+        write_map(tmp_path / "cell" / file, predicted)
+        listed.append({"dataset": dataset, "case": "a", "file": file, "seconds": 1.0, "volume_ml": [0.0, 0.0, 0.0]})
+    cases = tmp_path / "cases.csv"
+    with open(cases, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["case", "dataset", "patient", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    card = {
+        "classes": ["box", "other", "never"],
+        "datasets": {"here": [[7, 8], [9], [10]], "there": [[300], [], []]},
+        "score": {"tolerance_mm": 2.0},
+    }
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / "cell" / "predictions.json").write_text(json.dumps({"format": 1, "cases": listed}))
+    return tmp_path
+
+
+def run(study: Path) -> list[dict[str, str]]:
+    output = study / "cell" / "scores.csv"
+    score.run(study / "card.json", study / "cell" / "predictions.json", [study / "cases.csv"], output)
+    with open(output, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_are_those_of_the_shifted_box(study):
+    rows = run(study)
+    found = {(r["dataset"], r["class"], r["metric"]): r for r in rows}
+    for dataset in ("here", "there"):
+        assert float(found[dataset, "box", "dice"]["value"]) == pytest.approx(2 * 4 / 12)
+        assert float(found[dataset, "box", "hd95_mm"]["value"]) == pytest.approx(5.0)  # two slices of 2.5 mm
+        assert 0 < float(found[dataset, "box", "nsd"]["value"]) < 1
+        assert found[dataset, "box", "nsd"]["patient"] == f"{dataset}_p"
+    diagonal = np.linalg.norm([16 * 0.8, 16 * 0.9, 20 * 2.5])
+    assert found["here", "other", "dice"] | {"value": "0"} == found["here", "other", "dice"]
+    assert found["here", "other", "hd95_mm"]["flag"] == "invented"
+    assert float(found["here", "other", "hd95_mm"]["value"]) == pytest.approx(diagonal)
+    assert found["here", "never", "dice"]["flag"] == "both_empty"
+    assert found["here", "never", "dice"]["value"] == ""
+    assert not [key for key in found if key[0] == "there" and key[1] != "box"]
+    assert list(rows[0]) == list(score.COLUMNS)
+    assert not list(study.rglob("*.part"))
+
+
+def test_scans_without_labels_are_counted_not_scored(study, capsys):
+    table = (study / "cases.csv").read_text().splitlines()
+    table[2] = "a,there,there_p,"
+    (study / "cases.csv").write_text("\n".join(table))
+    assert {row["dataset"] for row in run(study)} == {"here"}
+    assert "1 cases scored, 1 without labels" in capsys.readouterr().out
+
+
+def test_what_is_missing_or_elsewhere_is_refused(study):
+    file = study / "cell" / "predictions" / "there_a.nii.gz"
+    good = SimpleITK.ReadImage(str(file))
+    array = SimpleITK.GetArrayFromImage(good)
+    write_map(file, array, origin=(3.0, -7.0, 13.5))
+    with pytest.raises(Refusal, match=r"there_a\.nii\.gz lies up to 2.5 mm beside .*: rerun 'predict'"):
+        run(study)
+    write_map(file, array[:-1])
+    with pytest.raises(Refusal, match="19x16x16 voxels where"):
+        run(study)
+    write_map(file, array + np.uint8(3))
+    with pytest.raises(Refusal, match="holds the label 5 of 3 classes"):
+        run(study)
+    file.unlink()
+    with pytest.raises(Refusal, match=r"there_a\.nii\.gz is missing, the prediction of case 'a'"):
+        run(study)
+    (study / "cases.csv").write_text("case,dataset,patient,label\n")
+    with pytest.raises(Refusal, match="no case table lists"):
+        run(study)
+    assert not (study / "cell" / "scores.csv").exists()
+
+
+def test_scoring_pays_for_neither_torch_nor_pandas(study):
+    code = (
+        "import sys; from pathlib import Path; from voxprior.commands import score\n"
+        "s = Path(sys.argv[1]); score.run(s / 'card.json', s / 'cell/predictions.json', [s / 'cases.csv'], s / 'out')\n"
+        "print(sorted({'torch', 'pandas', 'monai', 'blosc2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
