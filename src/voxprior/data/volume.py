@@ -80,7 +80,8 @@ class Grid:
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> "Grid":
         """Makes the grid of the same box at another spacing; the first voxel's centre stays."""
         z, y, x = resample.new_shape(self.shape_zyx, self.spacing_zyx_mm, spacing_zyx_mm)
-        return Grid((x, y, z), tuple(float(s) for s in reversed(spacing_zyx_mm)), self.origin_xyz_mm, self.direction)
+        dz, dy, dx = (float(s) for s in spacing_zyx_mm)
+        return Grid((x, y, z), (dx, dy, dz), self.origin_xyz_mm, self.direction)
 
 
 def stem(path: str | Path) -> str:
@@ -257,10 +258,11 @@ def _lps_grid(raw: Grid) -> Grid:
         first[order[axis]] = raw.size_xyz[order[axis]] - 1 if flipped[axis] else 0
     origin = np.asarray(raw.origin_xyz_mm) + matrix @ (first * raw.spacing_xyz_mm)
     turned = matrix[:, list(order)] * np.where(flipped, -1.0, 1.0) + 0.0  # + 0.0: no minus zero in files
+    a, b, c = order
     return Grid(
-        tuple(int(raw.size_xyz[axis]) for axis in order),
-        tuple(float(raw.spacing_xyz_mm[axis]) for axis in order),
-        tuple(float(value) for value in origin),
+        (raw.size_xyz[a], raw.size_xyz[b], raw.size_xyz[c]),
+        (raw.spacing_xyz_mm[a], raw.spacing_xyz_mm[b], raw.spacing_xyz_mm[c]),
+        (float(origin[0]), float(origin[1]), float(origin[2])),
         tuple(float(value) for value in turned.ravel()),
     )
 
