@@ -49,7 +49,7 @@ def double(inputs: int, outputs: int) -> nn.Module:
 
 
 class Climb(nn.Sequential):
-    """Brings a tap up by `steps` levels: a transposed convolution; for each further step one more, and a residual block."""
+    """Brings a tap up by `steps` levels: a transposed convolution each, and after the first a residual block each."""
 
     def __init__(self, inputs: int, outputs: int, steps: int) -> None:
         layers = [double(inputs, outputs)]
