@@ -18,15 +18,13 @@ def test_rows_are_unique(grid_zyx: tuple[int, int, int]):
 
 def test_table_equals_the_formula():
     table, width, k = sine_cosine((2, 3, 4), 24).numpy(), 24, 4
-    row = 0
-    for index in np.ndindex(2, 3, 4):
+    for row, index in enumerate(np.ndindex(2, 3, 4)):
         expected = []
         for i in index:
             angles = [i / 10000 ** (j / k) for j in range(k)]
             expected += [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
         assert len(expected) == width
         np.testing.assert_allclose(table[row], expected, atol=1e-6)
-        row += 1
 
 
 def test_axes_are_told_apart():

@@ -24,7 +24,13 @@ CONFIG = Path(__file__).parents[2] / "config"
 
 def config(**changed: object) -> mae.Config:
     """Makes a small configuration on a grid of 2x3x4 patches of 4 voxels."""
-    numbers = dict(crop_vox=(8, 12, 16), mask_ratio=0.5, decoder_width=24, decoder_depth=1, decoder_heads=2)
+    numbers = {
+        "crop_vox": (8, 12, 16),
+        "mask_ratio": 0.5,
+        "decoder_width": 24,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    }
     return mae.Config(**(numbers | changed))
 
 

@@ -60,7 +60,7 @@ def standardise(patch_BNV: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def destandardise(standard_BNV: Tensor, patch_BNV: Tensor, eps: float = 1e-6) -> Tensor:
-    """Gives standardised values the mean and spread of `patch_BNV`: the inverse of `standardise` with the same `eps`."""
+    """Gives standardised values the mean and spread of `patch_BNV`: the inverse of `standardise` at the same `eps`."""
     patch_BNV = patch_BNV.float()
     mean = patch_BNV.mean(dim=-1, keepdim=True)
     variance = patch_BNV.var(dim=-1, keepdim=True, unbiased=True)

@@ -22,7 +22,8 @@ def check_width(width: int, what: str) -> None:
     """
     if width % 6:
         raise Refusal(
-            f"{what} of {width} cannot hold 3-D sine-cosine positions: choose a multiple of 6, e.g. {width + 6 - width % 6}"
+            f"{what} of {width} cannot hold 3-D sine-cosine positions: "
+            f"choose a multiple of 6, e.g. {width + 6 - width % 6}"
         )
 
 

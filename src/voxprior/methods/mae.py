@@ -1,18 +1,18 @@
 """MAE3D: hide most patches of a crop, encode what is left, predict the rest.
 
-Papers: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022 (the method, eq. numbers: it has none,
-sections are given); Zhou et al., "Self pre-training with masked autoencoders for medical image classification and
-segmentation", ISBI 2023 (MAE3D, code "SelfMedMAE").
+Papers: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022 (the method; eq. ?, so section names
+are given, without the text at hand); Zhou et al., "Self pre-training with masked autoencoders for medical image
+classification and segmentation", ISBI 2023 (MAE3D, code "SelfMedMAE").
 
 Verified in the public code of both: masking without replacement, the encoder sees visible patches only, shared mask
-token, fixed sine-cosine positions, decoder of 8 blocks (384 wide, 12 heads in SelfMedMAE), mean squared error on masked
-patches only, standardised targets, ratio 0.75 in SelfMedMAE's configurations. Their figures were not re-computed here.
+token, fixed sine-cosine positions, mean squared error on masked patches only, standardised targets. In SelfMedMAE's
+alone: decoder of 8 blocks, 384 wide, 12 heads; ratio 0.75 in its configurations; flips of 0.2 per axis. No result of
+either paper was reproduced.
 
 Departures, and why:
 - No class token: UNETR does not use one, so nothing would be handed on.
-- Crops come from anywhere in the volume. SelfMedMAE centres them with the segmentation labels, which are not to be seen.
+- Crops come from anywhere in the volume. SelfMedMAE centres them with the segmentation labels, which it must not see.
 - Masked = round(ratio * N) exactly; `int(N * (1 - ratio))` may lose a patch.
-- Flips have probability 0.5 by default (SelfMedMAE: 0.2, in the `paper` preset).
 - Targets use the unbiased variance, as MAE does; SelfMedMAE's layer norm uses the biased one (ratio V / (V - 1)).
 - The decoder takes tokens in any order with the positions that belong to them, and predicts masked patches only. The
   loss is the same; sorting the tokens back and predicting visible ones would be thrown away.

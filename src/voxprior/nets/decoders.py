@@ -49,7 +49,7 @@ def double(inputs: int, outputs: int) -> nn.Module:
 
 
 class Climb(nn.Sequential):
-    """Brings a tap up by `steps` levels: a transposed convolution, then one more and a residual block per further step."""
+    """Brings a tap up by `steps` levels: a transposed convolution each, and after the first a residual block each."""
 
     def __init__(self, inputs: int, outputs: int, steps: int) -> None:
         layers = [double(inputs, outputs)]

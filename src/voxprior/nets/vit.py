@@ -112,7 +112,7 @@ class ViT(nn.Module):
         return self.norm(token_BLD)
 
     def tap_blocks(self, count: int = 3) -> tuple[int, ...]:
-        """Chooses after which blocks (1 = the first) to tap: 4, 7, 10 for three taps of twelve blocks, scaled otherwise.
+        """Chooses after which blocks (1 = the first) to tap: 4, 7, 10 for three taps of twelve blocks, else scaled.
 
         Raises:
             Refusal: there are too few blocks for that many different taps.
