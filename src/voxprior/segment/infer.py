@@ -10,6 +10,7 @@ Axes: C classes (0 is background), Z Y X voxels.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import numpy as np
 import torch
@@ -126,8 +127,9 @@ def segment_volume(
 
     Args:
         network: (B, 1, *window) float32 -> logits (B, C, *window), on `device`, in evaluation mode.
-        volume_ZYX: prepared intensities, int16 with float = int16 * quantum, or float with quantum 1. Sides smaller
-            than the window are padded with 0, evenly, and cut off again.
+        volume_ZYX: prepared intensities, int16 or float. Sides smaller than the window are padded with 0, evenly, and
+            cut off again.
+        quantum: intensity = volume * quantum, multiplied window by window.
         window_zyx: the network's crop in voxels.
         overlap: share of a window that the next one covers, in [0, 1).
         device: where windows and sums live; the CPU by default.
@@ -157,9 +159,9 @@ def segment_volume(
                 windows = [volume[z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
                 logits_BCZYX = network(torch.stack(windows)[:, None].to(device).float() * quantum)
                 if ring is None:
-                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], tuple(volume.shape[1:]), device)
+                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (volume.shape[1], volume.shape[2]), device)
                 for lo, logits in zip(some, logits_BCZYX, strict=True):
                     ring.add(lo, logits, weights)
                 del logits, logits_BCZYX  # or they would lie beside the next ones
-            labels[z:stop] = ring.finish(z, stop)
+            labels[z:stop] = cast(_Ring, ring).finish(z, stop)
     return labels[inside].numpy().copy()
