@@ -9,7 +9,7 @@ import pytest
 
 QUANTUM = 1 / 1000
 CLASSES = 2
-VIT = {"patch_vox": 8, "width": 24, "depth": 1, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4}
+VIT = {"patch_vox": 8, "width": 24, "depth": 4, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4}
 CNN = {"channels": [4, 8, 8], "blocks": 1, "pretrained_stages": 2}
 MAE = {"crop_vox": [16, 16, 16], "decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2}
 RECIPE = {"lr": 0.003, "weight_decay": 0.01}

@@ -32,16 +32,20 @@ def test_scratch_writes_a_model_that_says_how_it_was_made(tiny_study, tmp_path):
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == FILES
     report = json.loads((out / "load_report.json").read_text())
-    assert report["encoder_tensors"] == report["placed"] == 0 and report["placed_share"] is None
-    assert len(report["fresh"]) == report["network_tensors"] and report["network_parameters"] > 0
+    assert report["encoder_tensors"] == report["placed"] == 0
+    assert report["placed_share"] is None
+    assert len(report["fresh"]) == report["network_tensors"]
+    assert report["network_parameters"] > 0
     with safe_open(out / "model.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["voxprior"])
     assert about["card_hash"] == card_hash(read_card("finetune", card))
-    assert about["classes"] == ["liver", "spleen"] and about["window"] == [16, 16, 16]
+    assert about["classes"] == ["liver", "spleen"]
+    assert about["window"] == [16, 16, 16]
     cases = {case["case"]: case["image_sha256"] for case in json.loads(tiny_study.index.read_text())["cases"]}
     assert about["training_cases"] == {name: cases[name] for name in ("phantom_2", "phantom_3")}
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["steps"] == 4 and {"dice", "ce"} <= set(summary["final"])
+    assert summary["steps"] == 4
+    assert {"dice", "ce"} <= set(summary["final"])
     assert summary["inputs"]["encoder_sha256"] is None
 
 
@@ -49,7 +53,8 @@ def test_an_encoder_is_placed_whole_and_only_its_own_cards(tiny_study, tmp_path,
     encoder, made_by = pretrained
     run(tiny_study, tmp_path, encoder, init="mae", init_card=made_by)
     report = json.loads((tmp_path / "out" / "load_report.json").read_text())
-    assert report["placed_share"] == 1.0 and report["placed"] == report["encoder_tensors"] > 0
+    assert report["placed_share"] == 1.0
+    assert report["placed"] == report["encoder_tensors"] > 0
     with pytest.raises(Refusal, match="was made by the pretraining card"):
         run(tiny_study, tmp_path / "wrong", encoder, init="mae", init_card="another")
 
@@ -101,5 +106,6 @@ def test_a_cnn_trains_with_deep_supervision_and_learns(tiny_study, tmp_path):
 
 
 def test_mirroring_is_left_out_where_classes_have_sides():
-    assert finetune._has_sides(["liver", "kidney_left"]) and finetune._has_sides(["right_lung"])
+    assert finetune._has_sides(["liver", "kidney_left"])
+    assert finetune._has_sides(["right_lung"])
     assert not finetune._has_sides(["liver", "bright_spot", "cleft"])

@@ -36,7 +36,8 @@ def test_test_cases_and_external_labelled_cases_in_their_own_grids(tiny_study, e
     raw = json.loads(tiny_study.index.read_text())["cases"][0]["raw"]
     for case in told["cases"]:
         image = sitk.ReadImage(case["file"])
-        assert image.GetSize() == tuple(raw["size_xyz"]) and image.GetPixelID() == sitk.sitkUInt8
+        assert image.GetSize() == tuple(raw["size_xyz"])
+        assert image.GetPixelID() == sitk.sitkUInt8
         np.testing.assert_allclose(image.GetSpacing(), raw["spacing_xyz_mm"], rtol=1e-6)
         np.testing.assert_allclose(image.GetOrigin(), raw["origin_xyz_mm"], rtol=1e-6)
         np.testing.assert_allclose(image.GetDirection(), raw["direction"], atol=1e-6)
@@ -76,12 +77,14 @@ def test_finished_cases_are_kept_and_damaged_or_stale_ones_done_again(tiny_study
     first = run(tiny_study, model, output)
     assert len(calls) == 2
     output.unlink()  # as Snakemake does with the outputs of a failed job
-    assert run(tiny_study, model, output) == first and len(calls) == 2
+    assert run(tiny_study, model, output) == first
+    assert len(calls) == 2
     file = tmp_path / "predictions" / "phantoms.phantom_1.nii.gz"
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
     again = run(tiny_study, model, output)
-    assert len(calls) == 3 and file.read_bytes() == whole
+    assert len(calls) == 3
+    assert file.read_bytes() == whole
     assert [case["volume_ml"] for case in again["cases"]] == [case["volume_ml"] for case in first["cases"]]
     (tmp_path / "predictions" / "phantoms.phantom_0.json").write_text("{")
     run(tiny_study, model, output)

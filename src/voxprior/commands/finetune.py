@@ -63,8 +63,8 @@ def run(
     }
     _write_model(output / "model.safetensors", network, about)
     write_json(output / "load_report.json", report)
-    inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits)}
-    inputs["encoder_sha256"] = sha256_of(encoder) if encoder else None
+    made_from = {"index": index, "splits": splits, "encoder": encoder}
+    inputs = {f"{name}_sha256": sha256_of(path) if path else None for name, path in made_from.items()}
     told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told)
 
@@ -72,8 +72,8 @@ def run(
 def _budget(splits: Path, number: int, budget: int) -> list[str]:
     """Lists the labelled cases of the fold's budget."""
     folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
-    fold = next((fold for fold in folds if fold["fold"] == number), {"budgets": {}})
-    if str(budget) not in fold["budgets"]:
+    fold = next((fold for fold in folds if fold["fold"] == number), None)
+    if fold is None or str(budget) not in fold["budgets"]:
         raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
     return list(fold["budgets"][str(budget)])
 

@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from voxprior.engine import device as devices
 from voxprior.engine import state
 from voxprior.engine.journal import whole, write_json
@@ -17,7 +15,7 @@ def summarise(
     card: dict[str, Any],
     plan: Plan,
     outcome: Outcome,
-    model: nn.Module,
+    model: Any,
     samples: int,
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
