@@ -112,6 +112,17 @@ def _padded(volume_ZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, .
     return volume_ZYX, inside
 
 
+def _call(network: Callable[[Tensor], Tensor], windows_B1ZYX: Tensor) -> Tensor:
+    """Calls the network, on the CPU never with one window.
+
+    torch sends a single small 3-D sample to its own convolution and two or more to oneDNN, which is so much faster
+    (4 to 10 times at 8 to 16 channels and 32^3 voxels, one thread) that computing the window twice costs less.
+    """
+    if windows_B1ZYX.shape[0] == 1 and not windows_B1ZYX.is_cuda:
+        return network(windows_B1ZYX.expand(2, -1, -1, -1, -1))[:1]
+    return network(windows_B1ZYX)
+
+
 @torch.inference_mode()
 def segment_volume(
     network: Callable[[Tensor], Tensor],
@@ -121,7 +132,7 @@ def segment_volume(
     overlap: float = 0.5,
     device: torch.device | None = None,
     precision: AbstractContextManager[object] | None = None,
-    batch: int = 1,
+    batch: int = 4,
 ) -> np.ndarray:
     """Segments one volume.
 
@@ -157,7 +168,7 @@ def segment_volume(
             for first in range(0, len(corners), batch):
                 some = corners[first : first + batch]
                 windows = [volume[z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
-                logits_BCZYX = network(torch.stack(windows)[:, None].to(device).float() * quantum)
+                logits_BCZYX = _call(network, torch.stack(windows)[:, None].to(device).float() * quantum)
                 if ring is None:
                     ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (volume.shape[1], volume.shape[2]), device)
                 for lo, logits in zip(some, logits_BCZYX, strict=True):
