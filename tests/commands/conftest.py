@@ -166,7 +166,7 @@ def write_data(root: Path, chance: np.random.Generator, simulated: bool) -> None
             image, label = "", f"scans/{case}_label.nii.gz"
             if case in TEST:
                 labels = organs(0)
-                scan = (labels * 60 - 20 + chance.normal(0, 15, labels.shape)).astype(np.int16)
+                scan = (labels.astype(float) * 60 - 20 + chance.normal(0, 15, labels.shape)).astype(np.int16)
                 image = write_image(root / "scans" / f"{case}.nii.gz", scan)
                 label = write_image(root / "scans" / f"{case}_label.nii.gz", labels)
             rows.append({"case": case, "dataset": dataset, "patient": case, "person": "one" if simulated else case})

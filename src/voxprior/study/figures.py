@@ -57,7 +57,7 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
 
     Args:
         curves: rows of `curves.csv` of one backbone, cohort and metric, class `mean`.
-        titles: what the legend calls each init; its order is that of the lines.
+        titles: what the legend calls every init of the study; an init has one colour in all figures.
         metric: `dice`, `nsd` or `hd95_mm`.
         mark: what stands in the corner: which cases these are, and the stamp.
 
@@ -143,7 +143,7 @@ class Scan(NamedTuple):
     spacing_zyx_mm: tuple[float, float, float]
 
 
-def outlines(scan: Scan, height_px: int = 300, margin_mm: float = 20.0) -> Picture:
+def outlines(scan: Scan, height_px: int = 240, margin_mm: float = 20.0) -> Picture:
     """Draws three planes side by side (axial, coronal, sagittal) with outlines of label and prediction: (H, W, 3).
 
     Each plane is the one in which label and prediction differ in most voxels, or, where they are equal, the one with
