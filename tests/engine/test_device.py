@@ -11,7 +11,8 @@ from voxprior.errors import Refusal
 def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.pick("auto", 1) == torch.device("cpu")
-    assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
     assert devices.describe(torch.device("cpu")) == "cpu, 1 threads"
 
 

@@ -65,7 +65,9 @@ def test_a_full_disk_while_writing_is_a_refusal_and_other_errors_stay(tmp_path):
 def test_progress_tells_one_plain_line_at_the_end_of_a_short_run(capsys):
     assert list(journal.progress(range(4), 10, "pretrain mae", start=6)) == [0, 1, 2, 3]
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("pretrain mae: 10/10, ") and "/s in 0:00:00" in told
+    assert told.count("\n") == 1
+    assert told.startswith("pretrain mae: 10/10, ")
+    assert "/s in 0:00:00" in told
 
 
 def test_progress_tells_rate_and_time_left_on_the_way(capsys, monkeypatch):

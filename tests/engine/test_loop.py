@@ -1,7 +1,10 @@
 import hashlib
 import json
+import multiprocessing
 import os
+import random
 import signal
+import sys
 import threading
 from dataclasses import dataclass, replace
 
@@ -93,7 +96,8 @@ def test_journal_has_every_logged_step_and_the_loss_falls(uninterrupted):
     records = lines(work)
     assert [record["step"] for record in records] == list(range(20))
     assert list(records[0]) == ["step", "progress", "loss", "error", "token", "lr", "grad_norm"]
-    assert records[-1]["loss"] < 0.5 * records[0]["loss"] and outcome.final == records[-1]
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert outcome.final == records[-1]
     assert records[0]["loss"] == pytest.approx(records[0]["error"] + 0.5 * records[0]["token"])
     clock = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
     assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second"}] * 20
@@ -115,12 +119,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, a
     again = loop.train(model, batches_until(20), plan(tmp_path))
     assert digest(model) == weights
     assert (tmp_path / "journal.jsonl").read_bytes() == (work / "journal.jsonl").read_bytes()
-    assert again.flops_per_step == outcome.flops_per_step > 0 and again.final == outcome.final
+    assert again.flops_per_step == outcome.flops_per_step > 0
+    assert again.final == outcome.final
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_lines_written_after_the_last_state_are_cut_off(uninterrupted, tmp_path):
-    class Died(Exception):
+    class Died(Exception):  # noqa: N818
         """Stands for SIGKILL: nothing is saved after it."""
 
     def hook(step):
@@ -154,7 +159,8 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(uninterrupted, tm
     model = toy()
     loop.train(model, batches_until(20), plan(tmp_path))
     told = capsys.readouterr().err
-    assert f"{newest} is damaged" in told and "goes on at step 5 of 20" in told
+    assert f"{newest} is damaged" in told
+    assert "goes on at step 5 of 20" in told
     assert digest(model) == uninterrupted[1]
 
 
@@ -175,7 +181,8 @@ def test_without_a_good_state_the_run_starts_anew(uninterrupted, tmp_path, capsy
     model = toy()
     loop.train(model, batches_until(20), changed)
     told = capsys.readouterr().err
-    assert "not used" in told and "goes on" not in told
+    assert "not used" in told
+    assert "goes on" not in told
     assert digest(model) == uninterrupted[1]
     assert (tmp_path / "journal.jsonl").read_bytes() == (uninterrupted[0] / "journal.jsonl").read_bytes()
 
@@ -184,7 +191,8 @@ def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
     loop.train(toy(), batches_until(20), plan(tmp_path))
     model = toy()
     outcome = loop.train(model, batches_until(20, hook=lambda step: pytest.fail("trained again")), plan(tmp_path))
-    assert digest(model) == uninterrupted[1] and outcome.final["step"] == 19
+    assert digest(model) == uninterrupted[1]
+    assert outcome.final["step"] == 19
 
 
 def test_workers_killed_by_the_signal_are_not_an_error(tmp_path):
@@ -241,6 +249,31 @@ def test_runs_outside_the_main_thread(tmp_path):
     assert told[0].final["step"] == 2
 
 
+def _train_and_tell(work, total) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    model = toy()
+    loop.train(model, batches_until(total), plan(work, total, save_every_s=0.0))
+    (work / "digest").write_text(digest(model))
+
+
+def test_killed_at_any_moment_and_run_again_equals_uninterrupted(tmp_path):
+    """States are saved at every step, so that many kills hit a save."""
+    total, context = 40, multiprocessing.get_context("fork")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    chances = random.Random(0)
+    for work, patience in [(whole, [30.0]), (killed, [*(chances.uniform(0.01, 0.1) for _ in range(12)), 30.0])]:
+        for seconds in patience:
+            process = context.Process(target=_train_and_tell, args=(work, total))
+            process.start()
+            process.join(seconds)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        assert process.exitcode == 0
+    assert (killed / "digest").read_text() == (whole / "digest").read_text()
+    assert (killed / "journal.jsonl").read_bytes() == (whole / "journal.jsonl").read_bytes()
+
+
 def test_no_weight_decay_on_biases_norms_and_tokens():
     model = toy()
     groups = loop.parameter_groups(model, Recipe())
@@ -275,7 +308,8 @@ def test_terms_add_as_weighted_means_and_an_empty_one_is_0():
     }
     loss, values, names = loop.reduce_terms(terms)
     loss.backward()
-    assert values.tolist() == [2.0, 2.0, 0.0, 2.0] and names == ["a", "none", "b"]
+    assert values.tolist() == [2.0, 2.0, 0.0, 2.0]
+    assert names == ["a", "none", "b"]
     assert a.grad.tolist() == [0.5, 0.5]
 
 

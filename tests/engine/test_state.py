@@ -30,7 +30,8 @@ def test_a_pickle_bomb_is_refused_even_with_the_right_name(tmp_path, monkeypatch
     assert list(state.candidates(tmp_path, "c", CPU)) == []
     _named_by_content(tmp_path, pickle.dumps(Bomb()))
     assert list(state.candidates(tmp_path, "c", CPU)) == []
-    assert "not a state" in capsys.readouterr().err and not (tmp_path / "exploded").exists()
+    assert "not a state" in capsys.readouterr().err
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_every_kind_of_damage_is_detected(tmp_path):
@@ -45,7 +46,9 @@ def test_every_kind_of_damage_is_detected(tmp_path):
         assert list(state.candidates(tmp_path, "c", CPU)) == []
     good.write_bytes(data)
     ((step, content),) = state.candidates(tmp_path, "c", CPU)
-    assert step == 5 and torch.equal(content["weights"], torch.arange(300.0)) and content["marks"] == [1, "a"]
+    assert step == 5
+    assert torch.equal(content["weights"], torch.arange(300.0))
+    assert content["marks"] == [1, "a"]
 
 
 def test_a_half_written_state_is_never_looked_at(tmp_path):

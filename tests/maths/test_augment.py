@@ -18,7 +18,8 @@ def _batch(samples: int = 4):
 def test_flip_moves_image_and_labels_together_and_some_of_each():
     _, labels, key_B = _batch(32)
     image, moved = augment.flip(labels[:, None].float(), labels, key_B, (0.5, 0.5, 0.5))
-    assert torch.equal(image[:, 0].to(torch.uint8), moved) and moved.dtype == torch.uint8
+    assert torch.equal(image[:, 0].to(torch.uint8), moved)
+    assert moved.dtype == torch.uint8
     same = (moved == labels).flatten(1).all(1)
     assert 0 < same.sum() < 16
 
@@ -26,7 +27,8 @@ def test_flip_moves_image_and_labels_together_and_some_of_each():
 def test_flip_of_probability_0_or_1():
     volume, labels, key_B = _batch()
     image, moved = augment.flip(volume, labels, key_B, (0.0, 0.0, 1.0))
-    assert torch.equal(image, volume.flip(4)) and torch.equal(moved, labels.flip(3))
+    assert torch.equal(image, volume.flip(4))
+    assert torch.equal(moved, labels.flip(3))
 
 
 def test_rotation_matrices_turn():
@@ -71,8 +73,10 @@ def test_what_comes_from_beyond_the_crop_is_unknown_and_255_stays_255():
     labels[0, 6, 5, 7] = 255
     image, moved = augment.warp(volume + 1, labels, 2 * torch.eye(3)[None], torch.ones(1, 3))
     assert set(moved.unique().tolist()) == {3, 255}
-    assert image[0, 0, 0, 0, 0] == 0 and moved[0, 0, 0, 0] == 255 and moved[0, 6, 5, 6] == 3
-    still, kept = augment.warp(volume, labels, torch.eye(3)[None], torch.ones(1, 3))
+    assert image[0, 0, 0, 0, 0] == 0
+    assert moved[0, 0, 0, 0] == 255
+    assert moved[0, 6, 5, 6] == 3
+    _still, kept = augment.warp(volume, labels, torch.eye(3)[None], torch.ones(1, 3))
     assert kept[0, 6, 5, 7] == 255
 
 
@@ -92,7 +96,8 @@ def test_effects_happen_to_some_samples_by_their_key_alone(name):
     assert torch.equal(volume, before[0]) and torch.equal(labels, before[1]), "inputs must not change"
     changed = (image != volume).flatten(1).any(1)
     assert 2 < changed.sum() < 14
-    assert moved.dtype == torch.uint8 and set(moved.unique().tolist()) <= {0, 1, 2, 3, 255}
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) <= {0, 1, 2, 3, 255}
     alone, alone_moved = EFFECTS[name](volume[5:6], labels[5:6], key_B[5:6])
     torch.testing.assert_close(alone, image[5:6], rtol=0, atol=1e-6)
     assert torch.equal(alone_moved, moved[5:6])
@@ -101,7 +106,8 @@ def test_effects_happen_to_some_samples_by_their_key_alone(name):
 def test_gamma_keeps_order_and_range():
     volume, _, key_B = _batch()
     image = augment.gamma(volume, key_B, 1.0, 0.4)
-    assert image.min() >= 0 and image.max() <= 1
+    assert image.min() >= 0
+    assert image.max() <= 1
     order = volume[0].flatten().argsort()
     assert (image[0].flatten()[order].diff() >= 0).all()
 
@@ -110,4 +116,6 @@ def test_noise_has_no_mean_and_at_most_the_given_deviation():
     key_B = chance.keys(0, 0, torch.arange(6))
     image = augment.noise(torch.zeros(6, 1, 24, 24, 24), key_B, 1.0, 0.05)
     deviation = image.flatten(1).std(1)
-    assert image.mean().abs() < 1e-3 and (deviation <= 0.051).all() and deviation.max() > 0.02
+    assert image.mean().abs() < 1e-3
+    assert (deviation <= 0.051).all()
+    assert deviation.max() > 0.02

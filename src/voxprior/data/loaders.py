@@ -168,12 +168,13 @@ def _read(plan: Regions, case: str, draw: _Draw) -> dict[str, Any]:
 
 
 def _size(region: Region, opened: cache.Case) -> Zyx:
-    size = region.size_vox
+    size: tuple[int, ...] = region.size_vox
     if region.size_mm is not None:
         size = tuple(max(1, round(mm / s)) for mm, s in zip(region.size_mm, opened.spacing_zyx_mm, strict=True))
     if region.whole:
         size = tuple(min(n, s) for n, s in zip(opened.shape_zyx, size, strict=True))
-    return size  # type: ignore[return-value]
+    z, y, x = size
+    return z, y, x
 
 
 def _scaled(place: tuple[float, ...], shape_zyx: Zyx, size_zyx: Zyx) -> Zyx:

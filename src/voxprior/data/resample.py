@@ -68,7 +68,7 @@ def resample_image(
         spacing_mm, new_spacing_mm: Z Y X.
         change: applied to each float32 slice (Y, X) before; scaling slice by slice spares a float copy of the scan.
     """
-    shape = new_shape(volume_ZYX.shape, spacing_mm, new_spacing_mm)  # type: ignore[arg-type]
+    shape = new_shape(volume_ZYX.shape, spacing_mm, new_spacing_mm)
     along_z, along_y, along_x = (
         axis_weights(n, old, m, new, blur=True)
         for n, old, m, new in zip(volume_ZYX.shape, spacing_mm, shape, new_spacing_mm, strict=True)
@@ -116,7 +116,7 @@ def resample_labels(
     return out
 
 
-def _span(used: Array) -> tuple[int, int]:
+def _span(used: Any) -> tuple[int, int]:
     """Finds the first True and one beyond the last."""
     places = np.flatnonzero(used)
     return int(places[0]), int(places[-1]) + 1

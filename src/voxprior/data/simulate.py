@@ -133,7 +133,7 @@ def _velocity(key_B: Tensor, shape_zyx: Shape, step_mm: float, smooth_mm: float)
 
 def jacobian(shift_CZYX: Tensor, spacing_mm: Zyx) -> Tensor:
     """Computes the determinant of the map's derivative, identity + displacement: (Z, Y, X). Positive: nothing folds."""
-    rows = torch.stack(torch.gradient(shift_CZYX, spacing=spacing_mm, dim=(1, 2, 3)))  # type: ignore[arg-type]
+    rows = torch.stack(torch.gradient(shift_CZYX, spacing=spacing_mm, dim=(1, 2, 3)))
     a, b, c = rows[0].clone(), rows[1].clone(), rows[2].clone()
     for axis, row in enumerate((a, b, c)):
         row[axis] += 1

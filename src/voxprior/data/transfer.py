@@ -12,6 +12,7 @@ import tenacity
 from voxprior.errors import Refusal
 
 STALLED = 6  # attempts in a row without a new byte before giving up
+BLOCK_BYTES = 1 << 16  # a broken connection loses the block that was under way
 TIMEOUT_S = (15, 60)  # to connect; between two blocks
 
 
@@ -73,7 +74,7 @@ def _attempt(url: str, part: Path) -> None:
         expected = answer.headers.get("Content-Length")
         with open(part, "ab" if have else "wb") as file:
             try:
-                for block in answer.iter_content(1 << 20):
+                for block in answer.iter_content(BLOCK_BYTES):
                     file.write(block)
             except requests.RequestException as error:
                 raise _Dropped(f"connection broke off: {type(error).__name__}") from None

@@ -11,15 +11,17 @@ instead; mixing the two shifts a segmentation by up to half a voxel. `to_native`
 Axes: arrays are Z Y X; SimpleITK's sizes, spacings and origins are x y z.
 """
 
+import contextlib
 import gzip
 import itertools
+import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -78,7 +80,8 @@ class Grid:
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> "Grid":
         """Makes the grid of the same box at another spacing; the first voxel's centre stays."""
         z, y, x = resample.new_shape(self.shape_zyx, self.spacing_zyx_mm, spacing_zyx_mm)
-        return Grid((x, y, z), tuple(float(s) for s in reversed(spacing_zyx_mm)), self.origin_xyz_mm, self.direction)
+        dz, dy, dx = (float(s) for s in spacing_zyx_mm)
+        return Grid((x, y, z), (dx, dy, dz), self.origin_xyz_mm, self.direction)
 
 
 def stem(path: str | Path) -> str:
@@ -93,8 +96,8 @@ def read_scan(path: str | Path, verify: bool = True) -> sitk.Image:
 
     Args:
         path: any file that SimpleITK reads.
-        verify: decompress a gzip once more to check its checksum. SimpleITK reads a truncated `.nii.gz` without a
-            word and fills the rest; a caller may skip this for files that `intake` has passed.
+        verify: read the bytes once more, for what SimpleITK overlooks (truncated gzip, NaN in NIfTI); a caller may
+            skip this for files that `intake` has passed.
 
     Returns:
         The image with its own pixel type.
@@ -145,8 +148,8 @@ def _read(path: str | Path, verify: bool) -> sitk.Image:
         raise Refusal(f"{path} is missing: restore it or fetch the dataset again")
     if path.stat().st_size == 0:
         raise Refusal(f"{path} has zero bytes: copy or export it again")
-    if verify and path.name.lower().endswith(".gz"):
-        _check_gzip(path)
+    if verify:
+        _check_stream(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
     try:
@@ -158,15 +161,60 @@ def _read(path: str | Path, verify: bool) -> sitk.Image:
         raise Refusal(f"{path} cannot be read as an image ({reason}): export it again as NIfTI or NRRD") from None
 
 
-def _check_gzip(path: Path) -> None:
+def _check_stream(path: Path) -> None:
+    """Reads a file's bytes once: checks a gzip's checksum, and looks for NaN in a NIfTI.
+
+    SimpleITK fills what a truncated gzip lacks, and its NIfTI reader turns NaN and infinite values into 0, both without
+    a word.
+    """
+    header = _nifti_header(path)
+    bad = 0
+    with _opened(path) as stream:
+        if header is not None:
+            stream.read(header.data_byte)
+        while block := stream.read(1 << 20):
+            if header is not None and header.number is not None:
+                whole = len(block) - len(block) % header.number.itemsize
+                values = np.frombuffer(block[:whole], header.number)
+                bad += int(values.size - np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise Refusal(f"{path} holds {bad} voxels that are NaN or infinite: export the scan again without them")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file, through gzip by its suffix."""
     try:
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]
     except gzip.BadGzipFile:
         raise Refusal(f"{path} is no gzip file or is damaged: copy it again or give it its true suffix") from None
     except (EOFError, zlib.error):
         raise Refusal(f"{path} is truncated or damaged: copy it again") from None
+
+
+class _Header(NamedTuple):
+    """What a NIfTI-1 header stores: spacing x y z, type of floating voxels, first byte of the voxels."""
+
+    spacing_mm: tuple[float, ...]
+    number: np.dtype[Any] | None
+    data_byte: int
+
+
+def _nifti_header(path: Path) -> _Header | None:
+    """Reads the raw header of a NIfTI-1; None for other formats."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return None
+    with _opened(path) as file:
+        header = file.read(348)
+    for order in "<>":
+        if len(header) == 348 and struct.unpack_from(order + "i", header)[0] == 348:
+            code = struct.unpack_from(order + "h", header, 70)[0]
+            number = {16: np.dtype(order + "f4"), 64: np.dtype(order + "f8")}.get(code)
+            start = struct.unpack_from(order + "f", header, 108)[0]
+            spacing = struct.unpack_from(order + "3f", header, 80)
+            return _Header(spacing, number, int(start) if math.isfinite(start) else 352)
+    return None
 
 
 def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -178,28 +226,15 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         raise Refusal(f"{path} has {reader.GetNumberOfComponents()} values per voxel: save one channel as a 3-D file")
     if min(reader.GetSize()) < 2:
         raise Refusal(f"{path} has a single slice along one axis: a volume is needed, join the slices")
-    spacing = (*reader.GetSpacing(), *_stored_spacing(path))
+    header = _nifti_header(path)
+    # The reader replaces a stored spacing of zero or NaN by 1 mm without a word.
+    spacing = (*reader.GetSpacing(), *(header.spacing_mm if header else ()))
     wrong = [s for s in spacing if not SPACING_MM[0] <= s <= SPACING_MM[1]]
     if wrong:
         raise Refusal(
             f"{path} has a voxel spacing of {wrong[0]:g} mm, which must lie between {SPACING_MM[0]:g} and "
             f"{SPACING_MM[1]:g}: correct the header"
         )
-
-
-def _stored_spacing(path: Path) -> tuple[float, ...]:
-    """Reads the spacing as a NIfTI-1 header stores it; nothing for other formats.
-
-    The reader replaces a stored spacing of zero or NaN by 1 mm without a word.
-    """
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return ()
-    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-        header = file.read(348)
-    for order in "<>":
-        if len(header) == 348 and struct.unpack_from(order + "i", header)[0] == 348:
-            return struct.unpack_from(order + "3f", header, 80)
-    return ()
 
 
 # ------------------------------------------------------------------------------------------------- orientation
@@ -223,10 +258,11 @@ def _lps_grid(raw: Grid) -> Grid:
         first[order[axis]] = raw.size_xyz[order[axis]] - 1 if flipped[axis] else 0
     origin = np.asarray(raw.origin_xyz_mm) + matrix @ (first * raw.spacing_xyz_mm)
     turned = matrix[:, list(order)] * np.where(flipped, -1.0, 1.0) + 0.0  # + 0.0: no minus zero in files
+    a, b, c = order
     return Grid(
-        tuple(int(raw.size_xyz[axis]) for axis in order),
-        tuple(float(raw.spacing_xyz_mm[axis]) for axis in order),
-        tuple(float(value) for value in origin),
+        (raw.size_xyz[a], raw.size_xyz[b], raw.size_xyz[c]),
+        (raw.spacing_xyz_mm[a], raw.spacing_xyz_mm[b], raw.spacing_xyz_mm[c]),
+        (float(origin[0]), float(origin[1]), float(origin[2])),
         tuple(float(value) for value in turned.ravel()),
     )
 

@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,10 +32,9 @@ def pick(name: str, threads: int) -> torch.device:
     device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
-        try:
+        # Can be set once per process only, before any parallel work; nothing here runs operations side by side.
+        with suppress(RuntimeError):
             torch.set_num_interop_threads(1)
-        except RuntimeError:
-            pass  # can be set once per process only, before any parallel work; nothing here runs ops side by side
     # cuBLAS is deterministic only with this, and reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

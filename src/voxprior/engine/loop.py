@@ -143,7 +143,8 @@ class _Run:
     """One run in hand: the model, its optimiser, its journals, and what is needed to save them."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.model, self.plan = model.to(plan.device).train(), plan
+        self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
+        self.plan = plan
         groups = parameter_groups(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         self.optimiser = torch.optim.AdamW(groups, lr=plan.recipe.lr, betas=plan.recipe.betas, fused=True)
@@ -223,7 +224,7 @@ def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
         Resumable: SIGTERM, SIGUSR1 or SIGINT came; the state is saved and the same call goes on from there.
         Refusal: the loss is not finite; the sentence names the step.
     """
-    with states.Stop() as stop:  # before the loader starts its workers, see Stop
+    with states.Stop() as stop:
         run = _Run(model, plan)
         try:
             for step, key_B, batch in progress(batches(run.start), plan.total_steps, plan.label, run.start):
@@ -233,7 +234,7 @@ def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
                     run.told["flops"] = counter.get_total_flops()
                 last = step == plan.total_steps - 1
                 if last or step % plan.log_every == 0:
-                    run.log(step, values, names, voxels=key_B.shape[0] * model.student_voxels)
+                    run.log(step, values, names, voxels=key_B.shape[0] * run.model.student_voxels)
                 if last or stop.asked or time.monotonic() - run.saved > plan.save_every_s:
                     run.save(step + 1)
                 if stop.asked and not last:

@@ -100,8 +100,7 @@ def forget(folder: Path) -> None:
 class Stop:
     """Notices SIGTERM, SIGUSR1 and SIGINT while it is entered, so that the step in hand can be finished and saved.
 
-    A second SIGINT interrupts at once. Processes that are started meanwhile inherit the deafness: a loader's workers
-    must outlive the signal that their group gets, or the step in hand fails.
+    A second SIGINT interrupts at once.
     """
 
     def __init__(self) -> None:

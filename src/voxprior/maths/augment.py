@@ -84,6 +84,8 @@ def warp(volume_BCZYX: Tensor, labels_BZYX: Tensor, matrix_B33: Tensor, spacing_
     """Resamples image (linear) and labels (nearest) through one linear map about the crop's centre.
 
     Args:
+        volume_BCZYX: float32.
+        labels_BZYX: uint8.
         matrix_B33: x y z in mm of the result -> x y z in mm of the input, both from the centre.
         spacing_mm_B3: Z Y X; a rotation in voxels would shear where voxels are not cubes.
 

@@ -16,7 +16,7 @@ class Term(NamedTuple):
     """One named part of the loss: the loop adds `weight * sum / count` after summing both over processes."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own count() is not missed here
     weight: float = 1.0
 
 

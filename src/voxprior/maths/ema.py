@@ -1,7 +1,7 @@
 """Exponential moving average of a network's weights: the teacher follows the student."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -14,7 +14,7 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     Raises:
         ValueError: the two networks do not have the same parameters and buffers in the same order.
     """
-    pairs = [*zip(teacher.parameters(), student.parameters(), strict=True)]
+    pairs: list[tuple[Tensor, Tensor]] = [*zip(teacher.parameters(), student.parameters(), strict=True)]
     pairs += zip(teacher.buffers(), student.buffers(), strict=True)
     moving = [(mine, its) for mine, its in pairs if mine.is_floating_point()]
     if moving:

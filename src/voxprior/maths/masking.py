@@ -31,3 +31,13 @@ def masked_from_order(order_BN: Tensor, visible: int) -> Tensor:
 def random_masked(key_B: Tensor, patches: int, ratio: float, stream: str = "mask") -> Tensor:
     """Draws masks uniformly without replacement, exactly round(ratio * N) masked in every row: (B, N) bool."""
     return masked_from_order(random_order(key_B, patches, stream), visible_count(patches, ratio))
+
+
+def split(masked_BN: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+    """Lists the visible and the masked patches of each sample in rising order: (B, K) and (B, M) int64.
+
+    Every row of `masked_BN` must have exactly `visible` False entries, as all masks of this module have; it is not
+    checked, because reading it back would stop the device.
+    """
+    order_BN = masked_BN.to(torch.uint8).argsort(dim=1, stable=True)
+    return order_BN[:, :visible], order_BN[:, visible:]

@@ -3,6 +3,7 @@
 Axes: B samples, C channels, Z Y X voxels, N patches (Z-major order), V values of one patch (z, y, x, channel).
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -38,6 +39,14 @@ def unpatchify(patch_BNV: Tensor, grid_zyx: tuple[int, int, int], patch_vox: int
     return rearrange(patch_BNV, "b (z y x) (p q r c) -> b c (z p) (y q) (x r)", z=z, y=y, x=x, p=p, q=p, r=p)
 
 
+def take(value_BNV: Tensor, index_BK: Tensor) -> Tensor:
+    """Takes rows by index, per sample: (B, N, V), (B, K) int64 -> (B, K, V). `value_BNV` may be (1, N, V)."""
+    count = value_BNV.shape[1]
+    start_B = torch.arange(index_BK.shape[0], device=index_BK.device) * (count if value_BNV.shape[0] > 1 else 0)
+    row = (index_BK + start_B[:, None]).flatten()
+    return value_BNV.flatten(0, 1).index_select(0, row).unflatten(0, tuple(index_BK.shape))
+
+
 def standardise(patch_BNV: Tensor, eps: float = 1e-6) -> Tensor:
     """Standardises each patch with its own mean and unbiased variance, in float32.
 
@@ -48,3 +57,11 @@ def standardise(patch_BNV: Tensor, eps: float = 1e-6) -> Tensor:
     mean = patch_BNV.mean(dim=-1, keepdim=True)
     variance = patch_BNV.var(dim=-1, keepdim=True, unbiased=True)
     return (patch_BNV - mean) / (variance + eps).sqrt()
+
+
+def destandardise(standard_BNV: Tensor, patch_BNV: Tensor, eps: float = 1e-6) -> Tensor:
+    """Gives standardised values the mean and spread of `patch_BNV`: the inverse of `standardise` at the same `eps`."""
+    patch_BNV = patch_BNV.float()
+    mean = patch_BNV.mean(dim=-1, keepdim=True)
+    variance = patch_BNV.var(dim=-1, keepdim=True, unbiased=True)
+    return standard_BNV.float() * (variance + eps).sqrt() + mean

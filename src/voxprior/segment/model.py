@@ -11,7 +11,7 @@ Axes: B samples, C channels or classes (0 is background), Z Y X voxels.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,13 @@ def region(config: Config) -> Region:
 
 def real_voxels(batch: Batch) -> Tensor:
     """Tells which voxels of the crop are not padding: (B, Z, Y, X) bool."""
-    inside = None
-    for axis, side in enumerate(batch["labels_BZYX"].shape[1:]):
+    sides = batch["labels_BZYX"].shape
+    inside = torch.ones(sides, dtype=torch.bool, device=batch["labels_BZYX"].device)
+    for axis, side in enumerate(sides[1:]):
         at = torch.arange(side, device=batch["valid_lo_B3"].device)[None]
         axis_BN = (at >= batch["valid_lo_B3"][:, axis, None]) & (at < batch["valid_hi_B3"][:, axis, None])
         axis_BZYX = axis_BN.view(-1, *[side if other == axis else 1 for other in range(3)])
-        inside = axis_BZYX if inside is None else inside & axis_BZYX
+        inside &= axis_BZYX
     return inside
 
 
@@ -79,14 +80,15 @@ class Model(nn.Module):
     def __init__(self, config: Config, network: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.network = network
+        self.network: Any = network
         self.dice = DiceLoss(include_background=False, reduction="sum")
         self.student_voxels = config.crop_vox[0] * config.crop_vox[1] * config.crop_vox[2]
 
     @property
     def encoder(self) -> nn.Module:
         """The part that a pretraining can fill."""
-        return self.network.encoder
+        encoder: nn.Module = self.network.encoder
+        return encoder
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Augments image and labels together; padding is unlabelled."""

@@ -1,0 +1,142 @@
+"""`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from voxprior.errors import Refusal
+
+
+def run(
+    card_path: Path,
+    index: Path,
+    splits: Path,
+    output: Path,
+    work: Path,
+    encoder: Path | None,
+    threads: int,
+    device: str,
+) -> None:
+    """Fine-tunes and writes `model.safetensors`, `load_report.json`, journal, clock and `summary.json` into `output`.
+
+    Raises:
+        Refusal: the encoder does not belong to the card or does not fit, the budget is not in the splits, or the loss
+            is not finite.
+        Resumable: a signal came; the same command goes on.
+    """
+    from voxprior import cards
+    from voxprior.data.cache import read_index
+    from voxprior.data.files import sha256_of
+    from voxprior.data.loaders import regions
+    from voxprior.engine import device as devices
+    from voxprior.engine import summary
+    from voxprior.engine.journal import write_json
+    from voxprior.engine.loop import Plan, train
+    from voxprior.segment import model as segment
+
+    card: cards.FinetuneCard = cards.read_card("finetune", card_path)
+    where = devices.pick(device, threads)
+    cases = _budget(splits, card.fold, card.budget)
+    network, report = _build(card, card_path, encoder)
+    config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
+    model = segment.Model(config, network)
+    workers = max(threads - 1, 0) if where.type == "cuda" else 0
+
+    def batches(start: int) -> Any:
+        return regions(
+            index, cases, segment.region(config), seed=card.seed, batch_size=card.batch_size, steps=card.steps,
+            start_step=start, workers=workers, pin=where.type == "cuda", labels=True, foreground=card.foreground,
+        )  # fmt: skip
+
+    plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, f"finetune {card.init}")
+    outcome = train(model, batches, plan)
+    content = card.model_dump(mode="json")
+    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
+    about = {
+        "card": content,
+        "card_hash": plan.card_hash,
+        "classes": card.classes,
+        "prepare": content["prepare"],
+        "window": list(card.crop_vox),
+        "versions": devices.versions(),
+        "training_cases": hashes,
+    }
+    _write_model(output / "model.safetensors", network, about)
+    write_json(output / "load_report.json", report)
+    made_from = {"index": index, "splits": splits, "encoder": encoder}
+    inputs = {f"{name}_sha256": sha256_of(path) if path else None for name, path in made_from.items()}
+    told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
+    summary.publish(output, plan, told)
+
+
+def _budget(splits: Path, number: int, budget: int) -> list[str]:
+    """Lists the labelled cases of the fold's budget."""
+    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
+    fold = next((fold for fold in folds if fold["fold"] == number), None)
+    if fold is None or str(budget) not in fold["budgets"]:
+        raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
+    return list(fold["budgets"][str(budget)])
+
+
+def _has_sides(classes: list[str]) -> bool:
+    """Tells whether a class exists on a left and a right: mirroring X would give it the other one's name."""
+    return any({"left", "right"} & set(name.split("_")) for name in classes)
+
+
+def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[str, Any]]:
+    """Builds the network, from the encoder where there is one: (network, load report)."""
+    import torch
+
+    from voxprior.nets.backbones import Backbone
+    from voxprior.nets.transfer import place
+
+    if (card.init == "scratch") != (encoder is None):
+        advice = "leave out --encoder" if encoder else "give its encoder with --encoder"
+        raise Refusal(f"{card_path} is a card of init {card.init}: {advice}")
+    backbone = Backbone(card.backbone, card.family, card.architecture)
+    # The one use of the global generator: torch's layers draw their first weights from it and take no other. The same
+    # seed gives every init the same fresh decoder.
+    torch.manual_seed(card.seed)
+    network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
+    if encoder is not None:
+        return network, place(_read_encoder(encoder, card), network)
+    return network, {
+        "encoder_tensors": 0,
+        "placed": 0,
+        "placed_share": None,
+        "dropped": [],
+        "network_tensors": len(network.state_dict()),
+        "network_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "placed_parameters": 0,
+        "placed_parameter_share": 0.0,
+        "fresh": list(network.state_dict()),
+    }
+
+
+def _read_encoder(path: Path, card: Any) -> dict[str, Any]:
+    """Reads the pretrained tensors; nothing but safetensors is opened, and only the card's own pretraining is taken."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_by = json.loads((file.metadata() or {}).get("voxprior", "{}")).get("card_hash")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise Refusal(f"{path} cannot be read as safetensors ({error}): run the pretraining again") from None
+    if card.init_card is not None and made_by != card.init_card:
+        raise Refusal(
+            f"{path} was made by the pretraining card {made_by}, not by {card.init_card}: run the pretraining again"
+        )
+    return state
+
+
+def _write_model(path: Path, network: Any, about: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
+    from voxprior.engine.journal import whole
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # One entry: safetensors writes several in random order, and the same run would give another file.
+    content = save(state, metadata={"voxprior": json.dumps(about)})
+    with whole(path, need_bytes=len(content)) as part:
+        part.write_bytes(content)

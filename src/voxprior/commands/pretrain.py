@@ -1,0 +1,116 @@
+"""`voxprior pretrain`: one method, one backbone, one fold, no labels."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from voxprior.errors import Refusal
+
+_PICTURES = 3
+
+
+def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, threads: int, device: str) -> None:
+    """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
+
+    Raises:
+        Refusal: the method does not take the backbone, the fold is not in the splits, or the loss is not finite.
+        Resumable: a signal came; the same command goes on.
+    """
+    from voxprior import cards
+    from voxprior.data.files import sha256_of
+    from voxprior.data.loaders import regions
+    from voxprior.engine import device as devices
+    from voxprior.engine import summary
+    from voxprior.engine.loop import Plan, train
+
+    card: cards.PretrainCard = cards.read_card("pretrain", card_path)
+    where = devices.pick(device, threads)
+    pool = _pool(splits, card.fold)
+    model, region, rules = _build(card, card_path)
+    size = card.pretrain.batch_size
+    steps = max(2, math.ceil(card.pretrain.voxels / (size * model.student_voxels)))
+    workers = max(threads - 1, 0) if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
+
+    def batches(start: int, size: int = size, steps: int = steps) -> Any:
+        seed, pin = card.pretrain.seed, where.type == "cuda"
+        return regions(
+            index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers, pin=pin
+        )
+
+    plan = Plan(
+        steps, card.recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
+        rules=rules,
+    )  # fmt: skip
+    outcome = train(model, batches, plan)
+    content = card.model_dump(mode="json")
+    _write_encoder(output / "encoder.safetensors", model, content, plan.card_hash)
+    _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
+    inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
+    told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
+    summary.publish(output, plan, told)
+
+
+def _pool(splits: Path, number: int) -> list[str]:
+    """Lists what the fold's pretraining may see."""
+    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
+    fold = next((fold for fold in folds if fold["fold"] == number), None)
+    if fold is None or not fold["pool"]:
+        raise Refusal(f"{splits} has no cases to pretrain on in fold {number}: run 'split' again with more patients")
+    return list(fold["pool"])
+
+
+def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
+    """Builds the method's model: (model, region that the loader reads, the method's own parameter rules)."""
+    import torch
+
+    from voxprior import methods
+    from voxprior.nets.backbones import Backbone
+
+    method = methods.load(card.method)
+    backbone = Backbone(card.backbone, card.family, card.architecture)
+    if reason := method.accepts(backbone):
+        raise Refusal(f"{card_path}: {reason}")
+    config = method.Config(**card.config)
+    # The one use of the global generator: torch's layers draw their first weights from it and take no other. What
+    # follows draws from counted chance, so nothing after this line depends on the generator's state.
+    torch.manual_seed(card.pretrain.seed)
+    model = method.Model(config, backbone.encoder())
+    rules = method.parameter_groups(config) if hasattr(method, "parameter_groups") else None
+    return model, method.region(config, backbone), rules
+
+
+def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str) -> None:
+    from safetensors.torch import save
+
+    from voxprior.engine.device import versions
+    from voxprior.engine.journal import whole
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}
+    about = {"card": card, "card_hash": card_hash, "versions": versions()}
+    # One entry: safetensors writes several in random order, and the same run would give another file.
+    content = save(state, metadata={"voxprior": json.dumps(about)})
+    with whole(path, need_bytes=len(content)) as part:
+        part.write_bytes(content)
+
+
+def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any]], plan: Any) -> None:
+    """Shows up to three crops; a method that reconstructs nothing leaves empty arrays."""
+    import numpy as np
+    import torch
+
+    from voxprior.engine.device import autocast
+    from voxprior.engine.journal import whole
+
+    _, key_B, batch = first
+    batch = {name: tensor.to(plan.device) for name, tensor in batch.items()}
+    size = torch.tensor(batch["region_BCZYX"].shape[2:], device=plan.device)
+    full_B = (batch["valid_lo_B3"] == 0).all(1) & (batch["valid_hi_B3"] == size).all(1)
+    shown: dict[str, Any] = {name: torch.zeros(0, 1, 1, 1) for name in ("input", "masked_input", "reconstruction")}
+    if hasattr(model, "pictures"):
+        model.eval()
+        with torch.no_grad(), autocast(plan.device, plan.precision):
+            shown = model.pictures(model.views(batch, key_B.to(plan.device)))
+    arrays = {name: value[:_PICTURES].float().cpu().numpy() for name, value in shown.items()}
+    with whole(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **arrays, valid=full_B[: len(arrays["input"])].cpu().numpy())

@@ -1,0 +1,58 @@
+"""What a finished run leaves behind: journal, clock and a summary, each whole, the summary last."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from voxprior.engine import device as devices
+from voxprior.engine import state
+from voxprior.engine.journal import whole, write_json
+from voxprior.engine.loop import Outcome, Plan
+
+
+def summarise(
+    stage: str,
+    card: dict[str, Any],
+    plan: Plan,
+    outcome: Outcome,
+    model: Any,
+    samples: int,
+    inputs: dict[str, Any],
+) -> dict[str, Any]:
+    """Makes the summary of `docs/formats.md`.
+
+    Args:
+        stage: pretrain or finetune.
+        card: content of the run card.
+        plan: what was run.
+        outcome: what it told.
+        model: the trained model; gives parameters and voxels per sample.
+        samples: per step.
+        inputs: hashes of what was read.
+    """
+    return {
+        "format": 1,
+        "stage": stage,
+        "card_hash": plan.card_hash,
+        "card": card,
+        "steps": plan.total_steps,
+        "voxels_seen": plan.total_steps * samples * int(model.student_voxels),
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": devices.peak_memory_bytes(plan.device),
+        "device": devices.describe(plan.device),
+        "versions": devices.versions(),
+        "git_commit": devices.git_commit(),
+        "flops_per_step": outcome.flops_per_step,
+        "final": outcome.final,
+        "inputs": inputs,
+    }
+
+
+def publish(output: Path, plan: Plan, summary: dict[str, Any]) -> None:
+    """Copies journal and clock from the working folder, writes the summary last, and removes the run's states."""
+    for name in ("journal.jsonl", "clock.jsonl"):
+        with whole(output / name, need_bytes=(plan.work / name).stat().st_size) as part:
+            shutil.copyfile(plan.work / name, part)
+    write_json(output / "summary.json", summary)
+    state.forget(plan.work)

@@ -1,0 +1,223 @@
+"""MAE3D: hide most patches of a crop, encode what is left, predict the rest.
+
+Papers: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022 (the method; eq. ?, so section names
+are given, without the text at hand); Zhou et al., "Self pre-training with masked autoencoders for medical image
+classification and segmentation", ISBI 2023 (MAE3D, code "SelfMedMAE").
+
+Verified in the public code of both: masking without replacement, the encoder sees visible patches only, shared mask
+token, fixed sine-cosine positions, mean squared error on masked patches only, standardised targets. In SelfMedMAE's
+alone: decoder of 8 blocks, 384 wide, 12 heads; ratio 0.75 in its configurations; flips of 0.2 per axis. No result of
+either paper was reproduced.
+
+Departures, and why:
+- No class token: UNETR does not use one, so nothing would be handed on.
+- Crops come from anywhere in the volume. SelfMedMAE centres them with the segmentation labels, which it must not see.
+- Masked = round(ratio * N) exactly; `int(N * (1 - ratio))` may lose a patch.
+- Targets use the unbiased variance, as MAE does; SelfMedMAE's layer norm uses the biased one (ratio V / (V - 1)).
+- The decoder takes tokens in any order with the positions that belong to them, and predicts masked patches only. The
+  loss is the same; sorting the tokens back and predicting visible ones would be thrown away.
+- Patches that are padding count in no loss.
+
+Axes: B samples, C channels (1), Z Y X voxels, N patches (Z-major), K visible, M masked patches, V voxels of a patch,
+D width of the encoder, E width of the decoder.
+
+Dictionary: paper word -> ours. kept / visible -> visible; removed / masked, `mask == 1` -> `masked_BN` True; latent ->
+`token_BKD`; patch size 16 -> `patch_vox`; `norm_pix_loss` -> `standardise_target`; ROI -> crop; epochs -> progress.
+"""
+
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from voxprior.errors import Refusal
+from voxprior.maths import chance
+from voxprior.maths.boxes import Region, valid_patches
+from voxprior.maths.losses import masked_patch_error
+from voxprior.maths.masking import random_masked, split, visible_count
+from voxprior.maths.patches import destandardise, grid, patchify, standardise, take, unpatchify
+from voxprior.maths.positions import check_width, position_table
+from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.nets.backbones import Backbone
+from voxprior.nets.vit import EPS, Block, ViT, start_weights
+
+TITLE = "MAE3D"
+
+
+class Config(BaseModel):
+    """The numbers of MAE3D; the defaults are SelfMedMAE's, with MAE's unbiased target variance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = Field(1, ge=1, description="raised when the same numbers give other results")
+    crop_vox: tuple[int, int, int] = Field((96, 96, 96), description="Z Y X, multiples of the patch")
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches hidden from the encoder")
+    flip: float = Field(0.2, ge=0, le=1, description="probability of a flip, per axis")
+    decoder_width: int = Field(384, ge=6, description="a multiple of 6 and of decoder_heads")
+    decoder_depth: int = Field(8, ge=1)
+    decoder_heads: int = Field(12, ge=1)
+    standardise_target: bool = Field(True, description="predict patches standardised with their own mean and variance")
+    variance_eps: float = Field(1e-6, gt=0, description="added to a patch's variance; larger = noise counts for less")
+
+    @model_validator(mode="after")
+    def _decoder_fits(self) -> "Config":
+        check_width(self.decoder_width, "decoder_width")
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_width {self.decoder_width} is no multiple of decoder_heads {self.decoder_heads}")
+        if min(self.crop_vox) < 1:
+            raise ValueError(f"crop_vox {self.crop_vox} must be positive")
+        return self
+
+
+def accepts(backbone: Backbone) -> str | None:
+    """Says why a backbone cannot be pretrained by MAE3D, or None where it can."""
+    if backbone.family == "vit":
+        return None
+    return "MAE3D drops masked patches before the encoder, which a convolutional network cannot do: use spark there"
+
+
+def token_grid(config: Config, patch_vox: int) -> tuple[int, int, int]:
+    """Counts the patches of a crop along each axis.
+
+    Raises:
+        Refusal: the crop is not a multiple of the patch, or is a single patch.
+    """
+    grid_zyx = grid(config.crop_vox, patch_vox)
+    if grid_zyx == (1, 1, 1):
+        raise Refusal(f"a crop of one patch of {patch_vox} voxels leaves nothing to hide: make crop_vox larger")
+    return grid_zyx
+
+
+def region(config: Config, backbone: Backbone) -> Region:
+    """Asks the loader for exactly the crop.
+
+    Raises:
+        Refusal: the crop is not a multiple of the backbone's patch, or is a single patch.
+    """
+    token_grid(config, backbone.unit_vox)
+    return Region(config.crop_vox)
+
+
+class Views(NamedTuple):
+    """What one step sees: the flipped crop, which patches are hidden, which hold real voxels, and the keys."""
+
+    volume_BCZYX: Tensor
+    masked_BN: Tensor
+    valid_BN: Tensor
+    key_B: Tensor
+
+
+def flip(values_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
+    """Mirrors each sample along the axes (the last three) that its row of `flipped_B3` says: (B, ..., Z, Y, X)."""
+    for axis in range(3):
+        chosen = flipped_B3[:, axis].reshape(-1, *[1] * (values_BZYX.ndim - 1))
+        values_BZYX = torch.where(chosen, values_BZYX.flip(axis - 3), values_BZYX)
+    return values_BZYX
+
+
+class Decoder(nn.Module):
+    """The light transformer that predicts masked patches and is thrown away. He et al. 2022, section 3 "decoder"."""
+
+    def __init__(self, config: Config, inputs: int, values: int) -> None:
+        super().__init__()
+        self.width = config.decoder_width
+        self.embed = nn.Linear(inputs, self.width)
+        self.mask_token_E = nn.Parameter(torch.empty(self.width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(self.width, config.decoder_heads) for _ in range(config.decoder_depth))
+        self.norm = nn.LayerNorm(self.width, eps=EPS)
+        self.head = nn.Linear(self.width, values)
+        self.apply(start_weights)
+
+    def assemble(
+        self, token_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
+    ) -> Tensor:
+        """Puts mask tokens behind the visible tokens and adds to each the position it stands for: (B, K + M, E)."""
+        embedded_BKE = self.embed(token_BKD)
+        hidden_BME = self.mask_token_E.to(embedded_BKE.dtype).expand(*masked_BM.shape, -1)
+        position_NE = position_table(grid_zyx, self.width, token_BKD.device).to(self.mask_token_E.dtype)
+        order_BN = torch.cat([visible_BK, masked_BM], dim=1)
+        return torch.cat([embedded_BKE, hidden_BME], dim=1) + take(position_NE[None], order_BN)
+
+    def forward(
+        self, token_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
+    ) -> Tensor:
+        """Predicts the masked patches in the order of `masked_BM`: (B, M, V)."""
+        token_BNE = self.assemble(token_BKD, visible_BK, masked_BM, grid_zyx)
+        for block in self.blocks:
+            token_BNE = block(token_BNE)
+        return self.head(self.norm(token_BNE[:, -masked_BM.shape[1] :]))
+
+
+class Model(nn.Module):
+    """MAE3D on the contract of `methods.contract`."""
+
+    def __init__(self, config: Config, encoder: ViT) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.patch_vox = encoder.unit_vox
+        self.grid_zyx = token_grid(config, self.patch_vox)
+        z, y, x = self.grid_zyx
+        self.visible = visible_count(z * y * x, config.mask_ratio)
+        self.student_voxels = z * y * x * self.patch_vox**3
+        self.decoder = Decoder(config, encoder.width, self.patch_vox**3)
+
+    def views(self, batch: Batch, key_B: Tensor) -> Views:
+        """Flips the crop, hides patches and notes which patches are real. He et al. 2022, section 3 "masking"."""
+        flipped_B3 = chance.uniform(key_B, "flip", (3,)) < self.config.flip
+        z, y, x = self.grid_zyx
+        valid_BN = valid_patches(batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.patch_vox)
+        return Views(
+            volume_BCZYX=flip(volume_from(batch), flipped_B3),
+            masked_BN=random_masked(key_B, z * y * x, self.config.mask_ratio),
+            valid_BN=flip(valid_BN.unflatten(1, (z, y, x)), flipped_B3).flatten(1),
+            key_B=key_B,
+        )
+
+    def forward(self, views: Views, progress: float) -> dict[str, Term]:
+        """Encodes visible patches, predicts masked ones, and sums their error. `progress` plays no part."""
+        patch_BNV = patchify(views.volume_BCZYX, self.patch_vox)
+        visible_BK, masked_BM = split(views.masked_BN, self.visible)
+        prediction_BMV = self.predict(patch_BNV, visible_BK, masked_BM)
+        target_BMV = self.target(take(patch_BNV, masked_BM))
+        total, count = masked_patch_error(prediction_BMV, target_BMV, views.valid_BN.gather(1, masked_BM))
+        return {"reconstruction": Term(total, count)}
+
+    def predict(self, patch_BNV: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
+        """Predicts the masked patches from the visible ones: (B, M, V). He et al. 2022, section 3, encoder, decoder."""
+        token_BKD = self.encoder(patch_BNV, self.grid_zyx, visible_BK)
+        return self.decoder(token_BKD, visible_BK, masked_BM, self.grid_zyx)
+
+    def target(self, patch_BMV: Tensor) -> Tensor:
+        """Returns what is to be predicted, float32. He et al. 2022, section 3 "reconstruction target"."""
+        if not self.config.standardise_target:
+            return patch_BMV.float()
+        return standardise(patch_BMV, self.config.variance_eps)
+
+    def after_step(self, progress: float) -> None:
+        """Does nothing: no teacher follows this student."""
+
+    @torch.no_grad()
+    def pictures(self, views: Views) -> dict[str, Tensor]:
+        """Shows what the network saw and what it made of it, for a report.
+
+        A network that predicts standardised patches knows neither their mean nor their contrast: both are taken from
+        the true patch, as MAE's own figures do. So a reconstruction shows structure, not intensity.
+
+        Returns:
+            `input`, `masked_input` (masked patches at 0) and `reconstruction` (predictions where masked, the input
+            elsewhere): (B, Z, Y, X) float32 in [0, 1].
+        """
+        patch_BNV = patchify(views.volume_BCZYX, self.patch_vox)
+        visible_BK, masked_BM = split(views.masked_BN, self.visible)
+        predicted_BMV = self.predict(patch_BNV, visible_BK, masked_BM).float()
+        if self.config.standardise_target:
+            predicted_BMV = destandardise(predicted_BMV, take(patch_BNV, masked_BM), self.config.variance_eps)
+        place_BMV = masked_BM[..., None].expand_as(predicted_BMV)
+        shown = {
+            "input": patch_BNV,
+            "masked_input": patch_BNV.scatter(1, place_BMV, 0.0),
+            "reconstruction": patch_BNV.scatter(1, place_BMV, predicted_BMV),
+        }
+        return {name: unpatchify(of, self.grid_zyx, self.patch_vox)[:, 0].clamp(0, 1) for name, of in shown.items()}

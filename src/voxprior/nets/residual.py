@@ -1,0 +1,92 @@
+"""The encoder of STU-Net: stages of residual convolution blocks, each stage at half the resolution of the last.
+
+One set of modules serves dense use (segmentation, contrastive methods) and masked use (SparK, AnatoMask): pass the
+masks of `nets.sparse.visible_pyramid`, or nothing.
+
+Axes: B samples, C channels, Z Y X voxels.
+
+Source: Huang et al., "STU-Net: scalable and transferable medical image segmentation models", 2023, arXiv 2304.06716.
+Parameter names are those of the authors' `conv_blocks_context`, for exchanging weights.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxprior.errors import Refusal
+from voxprior.nets.sparse import InstanceNorm, Visible, hide
+
+SLOPE = 0.01  # of LeakyReLU, which keeps hidden zeros zero
+
+
+class ResidualBlock(nn.Module):
+    """Adds two 3x3x3 convolutions to their input; `opens` a stage: the input passes a 1x1x1 convolution, no norm."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, opens: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
+        self.norm1 = InstanceNorm(channels_out)
+        self.conv2 = nn.Conv3d(channels_out, channels_out, kernel_size=3, padding=1)
+        self.norm2 = InstanceNorm(channels_out)
+        self.conv3 = nn.Conv3d(channels_in, channels_out, kernel_size=1, stride=stride) if opens else None
+
+    def forward(self, feature_BCZYX: Tensor, visible: Visible | None = None) -> Tensor:
+        # The norms hide what conv1 and conv2 wrote into hidden voxels; the shortcut has no norm and is hidden here.
+        inner_BCZYX = F.leaky_relu(self.norm1(self.conv1(feature_BCZYX), visible), SLOPE, inplace=True)
+        inner_BCZYX = self.norm2(self.conv2(inner_BCZYX), visible)
+        shortcut_BCZYX = feature_BCZYX if self.conv3 is None else hide(self.conv3(feature_BCZYX), visible)
+        return F.leaky_relu(inner_BCZYX.add_(shortcut_BCZYX), SLOPE, inplace=True)
+
+
+def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.ModuleList:
+    """Builds one stage: a block that changes channels and resolution, then `blocks - 1` that keep them."""
+    first = ResidualBlock(channels_in, channels_out, stride, opens=True)
+    return nn.ModuleList([first, *(ResidualBlock(channels_out, channels_out) for _ in range(blocks - 1))])
+
+
+class ResidualEncoder(nn.Module):
+    """STU-Net's context path for one input channel.
+
+    Attributes:
+        channels: channels per stage.
+        unit_vox: total stride; the side of a mask unit.
+        width: channels of the deepest stage.
+    """
+
+    def __init__(self, channels: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.blocks = blocks
+        self.unit_vox = 2 ** (len(self.channels) - 1)
+        self.width = self.channels[-1]
+        before = (1, *self.channels[:-1])
+        self.conv_blocks_context = nn.ModuleList(
+            stage(c_in, c_out, blocks, stride=1 if i == 0 else 2)
+            for i, (c_in, c_out) in enumerate(zip(before, self.channels, strict=True))
+        )
+
+    def forward(self, volume_BCZYX: Tensor, visible: list[Visible] | None = None) -> list[Tensor]:
+        """Returns the features of every stage, full resolution first.
+
+        Args:
+            volume_BCZYX: (B, 1, Z, Y, X). Sides that are no multiple of the total stride are rounded up.
+            visible: one mask per stage, or None: everything is visible.
+
+        Raises:
+            Refusal: the deepest stage is left with a single voxel, which instance norm would turn into zero.
+        """
+        sides = [-(-side // self.unit_vox) for side in volume_BCZYX.shape[2:]]
+        if visible is None and max(sides) == 1:
+            raise Refusal(
+                f"a crop of {'x'.join(map(str, volume_BCZYX.shape[2:]))} voxels is one voxel after {len(self.channels)} "
+                f"stages: make a side larger than {self.unit_vox} or take a backbone with fewer stages"
+            )
+        masks = visible or [None] * len(self.channels)
+        feature_BCZYX = hide(volume_BCZYX, masks[0])
+        features = []
+        for blocks, mask in zip(self.conv_blocks_context, masks, strict=True):
+            for block in blocks:
+                feature_BCZYX = block(feature_BCZYX, mask)
+            features.append(feature_BCZYX)
+        return features

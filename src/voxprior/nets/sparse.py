@@ -1,0 +1,80 @@
+"""Convolutional networks that see part of a volume: masks per stride, and instance statistics over visible voxels.
+
+Convolutions run densely and hidden outputs are then set to zero, which equals a submanifold sparse convolution: the
+visible set never grows from layer to layer. The mask is an argument (`None`: everything is visible), never module
+state, so a teacher, a student and recomputed activations cannot disturb one another. Hidden values are dropped by
+`where`, never multiplied by zero, so that not even NaN leaks out of them.
+
+Axes: B samples, C channels, Z Y X voxels, N mask units (Z-major order); 1 an axis of one entry.
+
+Source: Tian et al., "Designing BERT for convolutional networks: sparse and hierarchical masked modeling", 2023,
+arXiv 2301.03580, for the convolution. The statistics are per sample and channel, unlike the released 3-D code's.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Visible(NamedTuple):
+    """What is visible at one stride: `voxels_B1ZYX` bool, and how many per sample, `count_B1111` float32, at least 1."""
+
+    voxels_B1ZYX: Tensor
+    count_B1111: Tensor
+
+
+def visible_pyramid(masked_BN: Tensor, grid_zyx: tuple[int, int, int], stages: int) -> list[Visible]:
+    """Repeats a mask to every stride of an encoder whose deepest voxels are the mask units: finest stride first.
+
+    Built once per forward pass. A sample without visible units counts one voxel, so that its statistics stay finite.
+    """
+    unit_B1ZYX = ~masked_BN.unflatten(1, (1, *grid_zyx))
+    shown_B1111 = unit_B1ZYX.sum(dim=(1, 2, 3, 4), keepdim=True)
+    levels = []
+    for stage in range(stages):
+        side = 2 ** (stages - 1 - stage)
+        voxels_B1ZYX = unit_B1ZYX
+        for axis in (2, 3, 4):
+            voxels_B1ZYX = voxels_B1ZYX.repeat_interleave(side, dim=axis)
+        levels.append(Visible(voxels_B1ZYX, (shown_B1111 * side**3).clamp(min=1).float()))
+    return levels
+
+
+def hide(feature_BCZYX: Tensor, visible: Visible | None) -> Tensor:
+    """Sets hidden voxels to zero, whatever they hold; returns the tensor itself where everything is visible."""
+    if visible is None:
+        return feature_BCZYX
+    return torch.where(visible.voxels_B1ZYX, feature_BCZYX, 0.0)
+
+
+class InstanceNorm(nn.Module):
+    """Normalises each sample and channel by the mean and biased variance of its visible voxels; hidden ones become 0.
+
+    Names and numbers are those of `nn.InstanceNorm3d(affine=True)`, which it equals where everything is visible.
+    Statistics are float32 under autocast.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, feature_BCZYX: Tensor, visible: Visible | None = None) -> Tensor:
+        if visible is None:
+            return self._dense(feature_BCZYX)
+        zyx = (2, 3, 4)
+        mean_BC111 = hide(feature_BCZYX.float(), visible).sum(zyx, keepdim=True) / visible.count_B1111
+        centred_BCZYX = hide(feature_BCZYX.float() - mean_BC111, visible)
+        variance_BC111 = centred_BCZYX.square().sum(zyx, keepdim=True) / visible.count_B1111
+        scale_BC111 = torch.rsqrt(variance_BC111 + self.eps) * self.weight.view(-1, 1, 1, 1)
+        scaled_BCZYX = torch.addcmul(self.bias.view(-1, 1, 1, 1), centred_BCZYX, scale_BC111)
+        return hide(scaled_BCZYX, visible).to(feature_BCZYX.dtype)
+
+    def _dense(self, feature_BCZYX: Tensor) -> Tensor:
+        if feature_BCZYX.device.type == "cpu":
+            # One group per channel is the same number; torch's CPU kernel for groups takes less than half the time.
+            return F.group_norm(feature_BCZYX, self.weight.numel(), self.weight, self.bias, self.eps)
+        return F.instance_norm(feature_BCZYX, weight=self.weight, bias=self.bias, eps=self.eps)

@@ -1,0 +1,111 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from voxprior.cards import card_hash, read_card
+from voxprior.commands import finetune, pretrain
+from voxprior.errors import Refusal
+
+FILES = ["clock.jsonl", "journal.jsonl", "load_report.json", "model.safetensors", "summary.json"]
+
+
+def run(study, folder, encoder=None, **changes):
+    card = study.card("finetune", **changes)
+    finetune.run(card, study.index, study.splits, folder / "out", folder / "work", encoder, 1, "cpu")
+    return card
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    card = tiny_study.card("pretrain")
+    pretrain.run(card, tiny_study.index, tiny_study.splits, folder / "out", folder / "work", 1, "cpu")
+    return folder / "out" / "encoder.safetensors", card_hash(read_card("pretrain", card))
+
+
+def test_scratch_writes_a_model_that_says_how_it_was_made(tiny_study, tmp_path):
+    card = run(tiny_study, tmp_path)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    report = json.loads((out / "load_report.json").read_text())
+    assert report["encoder_tensors"] == report["placed"] == 0
+    assert report["placed_share"] is None
+    assert len(report["fresh"]) == report["network_tensors"]
+    assert report["network_parameters"] > 0
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["voxprior"])
+    assert about["card_hash"] == card_hash(read_card("finetune", card))
+    assert about["classes"] == ["liver", "spleen"]
+    assert about["window"] == [16, 16, 16]
+    cases = {case["case"]: case["image_sha256"] for case in json.loads(tiny_study.index.read_text())["cases"]}
+    assert about["training_cases"] == {name: cases[name] for name in ("phantom_2", "phantom_3")}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert {"dice", "ce"} <= set(summary["final"])
+    assert summary["inputs"]["encoder_sha256"] is None
+
+
+def test_an_encoder_is_placed_whole_and_only_its_own_cards(tiny_study, tmp_path, pretrained):
+    encoder, made_by = pretrained
+    run(tiny_study, tmp_path, encoder, init="mae", init_card=made_by)
+    report = json.loads((tmp_path / "out" / "load_report.json").read_text())
+    assert report["placed_share"] == 1.0
+    assert report["placed"] == report["encoder_tensors"] > 0
+    with pytest.raises(Refusal, match="was made by the pretraining card"):
+        run(tiny_study, tmp_path / "wrong", encoder, init="mae", init_card="another")
+
+
+def test_no_rate_keeps_the_pretrained_encoder_bit_for_bit(tiny_study, tmp_path, pretrained):
+    """What reaches the model file is what the pretraining wrote."""
+    encoder, made_by = pretrained
+    run(tiny_study, tmp_path, encoder, init="mae", init_card=made_by, recipe={"lr": 1e-30, "weight_decay": 0.0})
+    with (
+        safe_open(encoder, framework="pt") as before,
+        safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as after,
+    ):
+        for name in before.keys():  # noqa: SIM118
+            torch.testing.assert_close(after.get_tensor("encoder." + name), before.get_tensor(name), rtol=0, atol=1e-20)
+
+
+def test_init_and_encoder_must_agree(tiny_study, tmp_path, pretrained):
+    with pytest.raises(Refusal, match="init scratch: leave out --encoder"):
+        run(tiny_study, tmp_path, pretrained[0])
+    with pytest.raises(Refusal, match="init mae: give its encoder"):
+        run(tiny_study, tmp_path, init="mae")
+
+
+def test_a_pickle_or_a_damaged_or_foreign_encoder_is_refused(tiny_study, tmp_path, pretrained):
+    bad = tmp_path / "encoder.safetensors"
+    for content in (pickle.dumps({"a": 1}), b"", pretrained[0].read_bytes()[:-5]):
+        bad.write_bytes(content)
+        with pytest.raises(Refusal, match="cannot be read as safetensors"):
+            run(tiny_study, tmp_path, bad, init="mae")
+    torch.save({"weights": torch.ones(2)}, bad)
+    with pytest.raises(Refusal, match="cannot be read as safetensors"):
+        run(tiny_study, tmp_path, bad, init="mae")
+    save_file({"another.network": torch.ones(2)}, bad)
+    with pytest.raises(Refusal, match="do not fit"):
+        run(tiny_study, tmp_path, bad, init="mae")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_was_not_split_is_refused(tiny_study, tmp_path):
+    with pytest.raises(Refusal, match="no budget of 16 in fold 0"):
+        run(tiny_study, tmp_path, budget=16)
+
+
+def test_a_cnn_trains_with_deep_supervision_and_learns(tiny_study, tmp_path):
+    run(tiny_study, tmp_path, backbone="stunet", family="cnn", architecture=tiny_study.cnn, steps=25)
+    records = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
+    assert {"dice", "ce", "dice_1", "ce_1"} <= set(records[0])
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_mirroring_is_left_out_where_classes_have_sides():
+    assert finetune._has_sides(["liver", "kidney_left"])
+    assert finetune._has_sides(["right_lung"])
+    assert not finetune._has_sides(["liver", "bright_spot", "cleft"])
