@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 
 CLASSES = ["liver", "spleen"]
-TEST, POOL = [f"t{i}" for i in range(5)], [f"p{i}" for i in range(8)]
+TEST, POOL = [f"00{i}" for i in range(5)], [f"p{i}" for i in range(8)]
 SPACING_XYZ = (1.5, 1.5, 3.0)
 
 
@@ -144,7 +144,7 @@ def write_cell(folder: Path, cell: dict, chance: np.random.Generator) -> None:
             dice = np.clip(
                 0.9 - 0.25 / cell["budget"] ** 0.5 - hard - 0.1 * number + gain + chance.normal(0, 0.02), 0, 1
             )
-            flag = {("t4", 1): "both_empty", ("t3", 1): "missed"}.get((case, number), "")
+            flag = {("004", 1): "both_empty", ("003", 1): "missed"}.get((case, number), "")
             values = {"dice": dice, "nsd": dice**1.5, "hd95_mm": 20 * (1 - dice)}
             for metric, value in values.items():
                 text = "" if flag == "both_empty" else f"{ {'hd95_mm': 170.0}.get(metric, 0.0) if flag else value:.8g}"

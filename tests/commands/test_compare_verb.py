@@ -26,7 +26,7 @@ def test_tables_of_a_study(make_study):
     row = curves.query("cohort=='test' and init=='mae' and budget==4 and metric=='dice' and `class`=='spleen'").iloc[0]
     by_hand = scores.query("cohort=='test' and init=='mae' and budget==4 and metric=='dice' and `class`=='spleen'")
     assert row["mean"] == pytest.approx(by_hand.groupby("case")["value"].mean().mean(), abs=1e-7)
-    assert (row["cases"], row["seeds"], row["excluded"]) == (4, 2, 2)  # t4 has no spleen, with either seed
+    assert (row["cases"], row["seeds"], row["excluded"]) == (4, 2, 2)  # 004 has no spleen, with either seed
     assert 0 <= row["low"] < row["mean"] < row["high"] <= 1
     assert curves.query("cohort == 'external'")["low"].isna().all()  # one patient
     metrics = json.loads((results / "tables/metrics.json").read_text())
@@ -49,10 +49,10 @@ def test_an_incomplete_study_is_refused(make_study):
     results = make_study()
     cell = results / "finetune/vit_tiny/mae/budget4/fold0/seed1/scores.csv"
     whole = cell.read_text()
-    cell.write_text("".join(line for line in whole.splitlines(True) if ",t2," not in line))
-    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: case 't2' is not scored"):
+    cell.write_text("".join(line for line in whole.splitlines(True) if ",002," not in line))
+    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: case '002' is not scored"):
         run(results)
-    cell.write_text(whole.replace("here,t2,", "here,p2,"))
+    cell.write_text(whole.replace("here,002,", "here,p2,"))
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
         run(results)
     cell.unlink()

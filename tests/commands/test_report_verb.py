@@ -103,7 +103,7 @@ def test_what_cannot_be_shown_is_said(make_study):
     results = make_study()
     shutil.rmtree(Path("scans"))
     assert re.search(
-        r"not shown, scans/t\d\.nii\.gz is missing|not shown, .*t\d\.nii\.gz is missing", Page(render(results)).text
+        r"not shown, scans/00\d\.nii\.gz is missing|not shown, .*00\d\.nii\.gz is missing", Page(render(results)).text
     )
     (results / "finetune/vit_tiny/mae/budget4/fold0/seed1/summary.json").unlink()
     with pytest.raises(Refusal, match=r"seed1/summary\.json is missing: run the step that writes it"):

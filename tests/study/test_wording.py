@@ -17,7 +17,7 @@ def test_numbers_have_the_places_that_make_sense():
     assert wording.interval(math.nan, math.nan, "dice") == ""
     assert [wording.duration(s) for s in (1.234, 42, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
     assert [wording.quantity(v) for v in (999, 2.14e10, 3.456e15, math.nan)] == ["999", "21.4 G", "3.46 P", "\u2013"]
-    assert [wording.hours(v) for v in (0.123, 12.3)] == ["0.12", "12"]
+    assert [wording.hours(v) for v in (0.123, 12.3, math.nan)] == ["0.12", "12", "\u2013"]
     assert wording.listed(["a"]) == "a"
     assert wording.listed(["a", "b", "c"]) == "a, b and c"
 

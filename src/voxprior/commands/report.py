@@ -28,7 +28,7 @@ def _read_overlays(config: dict[str, Any], results: Path) -> list[Any]:
     from voxprior.study.report import Overlay
 
     study = config["study"]
-    table = gather.read_table(results / "intake" / study["dataset"] / "cases.csv").astype({"case": str})
+    table = gather.read_table(results / "intake" / study["dataset"] / "cases.csv")
     rows = table.set_index("case")[["image", "label"]].to_dict("index")
     overlays = []
     for backbone, picked in facts.picked_cases(results, study).items():

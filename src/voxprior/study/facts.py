@@ -45,7 +45,10 @@ def case_counts(results: Path, study: dict[str, Any]) -> Rows:
         aside = gather.read_table(results / "intake" / dataset / "quarantine.csv")
         index = gather.read_json(results / "prepared" / dataset / "index.json")
         people = cases["person"].nunique()
-        steps = [("found", len(cases) + len(aside), ""), ("set aside at intake", len(aside), "reasons below")]
+        steps = [
+            ("found", len(cases) + len(aside), ""),
+            ("set aside at intake", len(aside), "reasons below" if len(aside) else ""),
+        ]
         steps += [
             (
                 "usable",
@@ -128,8 +131,10 @@ def job_costs(results: Path) -> Rows:
     jobs = gather.read_benchmarks(results)
     rows: Rows = []
     for stage, some in jobs.groupby(jobs["job"].str.split("/").str[0], sort=False):
-        row = {"stage": stage, "jobs": len(some), "wall_hours": some["s"].sum() / 3600}
-        rows.append(row | {"cpu_hours": some["cpu_time"].sum() / 3600, "memory_mib": some["max_rss"].max()})
+        # Not measured at all is not zero.
+        hours = {name: some[name].sum(min_count=1) / 3600 for name in ("s", "cpu_time")}
+        row = {"stage": stage, "jobs": len(some), "wall_hours": hours["s"], "cpu_hours": hours["cpu_time"]}
+        rows.append(row | {"memory_mib": some["max_rss"].max()})
     return rows
 
 
@@ -172,7 +177,7 @@ def picked_cases(results: Path, study: dict[str, Any]) -> dict[str, list[tuple[s
     table = table[(table["cohort"] == "test") & (table["metric"] == "dice") & (table["budget"] == largest)]
     picked = {}
     for backbone, rows in table.groupby("backbone", sort=False):
-        order = rows.astype({"case": str}).groupby("case")["value"].mean().dropna().sort_values(kind="stable").index
+        order = rows.groupby("case")["value"].mean().dropna().sort_values(kind="stable").index
         if len(order):
             picked[str(backbone)] = [("worst", order[0]), ("median", order[len(order) // 2])]
     return picked

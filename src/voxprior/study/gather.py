@@ -95,10 +95,10 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise Refusal(f"{path} is missing: run the step that writes it")
-    return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
-
-
-NUMBERS = ["value", "mean", "low", "high", "difference"]
+    empty: dict[Any, list[str]] = {name: [""] for name in ("value", "mean", "low", "high", "difference")}
+    # Case 007 is not case 7, and nobody is called NaN.
+    names: dict[Any, type] = {name: str for name in ("dataset", "case", "patient", "person", "image", "label", "file")}
+    return pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=names)
 
 
 def read_journal(path: Path) -> pd.DataFrame:
@@ -124,7 +124,8 @@ def read_benchmarks(results: Path) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t")
         # Snakemake writes NA or - where a job was too short to be measured.
         table = table.reindex(columns=["s", "max_rss", "cpu_time"]).apply(pd.to_numeric, errors="coerce")
-        row = table.agg({"s": "sum", "max_rss": "max", "cpu_time": "sum"}).to_dict()
+        row = {"s": table["s"].sum(min_count=1), "max_rss": table["max_rss"].max()}
+        row["cpu_time"] = table["cpu_time"].sum(min_count=1)
         rows.append({"job": path.relative_to(root).with_suffix("").as_posix(), **row})
     return pd.DataFrame(rows, columns=["job", "s", "max_rss", "cpu_time"])
 

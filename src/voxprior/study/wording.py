@@ -47,7 +47,9 @@ def duration(seconds: float) -> str:
 
 
 def hours(value: float) -> str:
-    """Writes hours with two significant digits, or whole ones from ten on."""
+    """Writes hours with two significant digits, or whole ones from ten on; a dash where they were not measured."""
+    if math.isnan(value):
+        return DASH
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
