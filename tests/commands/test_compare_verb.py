@@ -52,7 +52,8 @@ def test_an_incomplete_study_is_refused(make_study):
     cell.write_text("".join(line for line in whole.splitlines(True) if ",002," not in line))
     with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: case '002' is not scored"):
         run(results)
-    cell.write_text(whole.replace("here,002,", "here,p2,"))
+    more = [line.replace("here,002,", "here,p2,") for line in whole.splitlines(True) if line.startswith("here,002,")]
+    cell.write_text(whole + "".join(more))
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
         run(results)
     cell.unlink()

@@ -97,7 +97,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise Refusal(f"{path} is missing: run the step that writes it")
     empty: dict[Any, list[str]] = {name: [""] for name in ("value", "mean", "low", "high", "difference")}
     # Case 007 is not case 7, and nobody is called NaN.
-    names: dict[Any, type] = {name: str for name in ("dataset", "case", "patient", "person", "image", "label", "file")}
+    names: dict[Any, type] = dict.fromkeys(("dataset", "case", "patient", "person", "image", "label", "file"), str)
     return pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=names)
 
 
