@@ -90,7 +90,7 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
     spacing = volume.Grid.of(label).spacing_zyx_mm
     counts = overlap.confusion(label_ZYX, prediction_ZYX, classes)
     nsd, hd95_mm = surfaces.surface_scores(label_ZYX, prediction_ZYX, classes, spacing, content.score.tolerance_mm)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for metric, scores in (("dice", overlap.dice(counts)), ("nsd", nsd), ("hd95_mm", hd95_mm)):
         for name, in_file, score, flag in zip(content.classes, values, scores, overlap.flags(counts), strict=True):
             if in_file:

@@ -25,8 +25,7 @@ def union_box(label_ZYX: Labels, prediction_ZYX: Labels) -> Box:
         if planes[z]:
             np.maximum(columns, column_max, out=columns)
             np.maximum(rows, either_YX.max(axis=1), out=rows)
-    z, y, x = (_extent(line) for line in (planes, rows, columns))
-    return z, y, x
+    return _extent(planes), _extent(rows), _extent(columns)
 
 
 def _extent(line: NDArray[np.generic]) -> slice:

@@ -91,7 +91,7 @@ def distances_mm(
 
 
 def _points_mm(position_N: NDArray[np.intp], shape: tuple[int, ...], spacing: Zyx) -> NDArray[np.float64]:
-    return np.stack(np.unravel_index(position_N, shape), axis=1) * np.asarray(spacing, dtype=np.float64)
+    return np.stack(np.unravel_index(position_N, shape), axis=1).astype(np.float64) * spacing
 
 
 def diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: Zyx) -> float:

@@ -1,0 +1,34 @@
+"""compare: gathers all scores of a study into tables with intervals."""
+
+from pathlib import Path
+
+
+def run(card: Path, splits: Path, results: Path, output: Path) -> None:
+    """Reads the scores of every cell on the card and writes the tables (`docs/formats.md`, "tables") into `output`.
+
+    Raises:
+        Refusal: a cell has no scores, or has not scored exactly its test cases.
+    """
+    import json
+
+    from voxprior.cards import read_card
+    from voxprior.study import compare, gather
+
+    content = read_card("compare", card)
+    scores = gather.read_scores(results, content.cells, content.study, content.dataset)
+    gather.demand_cases(scores, gather.read_json(splits))
+    settings = compare.Settings(**content.compare.model_dump(), simulated=content.simulated)
+    curves = compare.curves(scores, settings)
+    by_budget = curves.query("cohort == 'test' and metric == 'dice' and `class` == 'mean'")
+    tables = {
+        "scores": scores,
+        "cases": compare.case_table(scores),
+        "curves": curves,
+        "contrasts": compare.contrasts(scores, settings),
+        "dice_by_budget": by_budget[["backbone", "init", "budget", "mean"]].rename(columns={"mean": "dice"}),
+    }
+    for name, table in tables.items():
+        text = table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+        gather.write_whole(output / f"{name}.csv", text)
+    gather.write_whole(output / "metrics.json", json.dumps(compare.mean_dice(curves), indent=1) + "\n")
+    print(f"{len(content.cells)} cells, {len(scores)} scores, {len(curves)} means")

@@ -1,0 +1,183 @@
+"""What stands beside the scores in a report: how many cases reached each step, what it cost, what it was made from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from voxprior.study import gather
+
+Rows = list[dict[str, Any]]
+
+
+def arms_of(study: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lists (backbone, init) in the order of the study, scratch first."""
+    return [(b, init) for b, inits in study["inits"].items() for init in sorted(inits, key=lambda i: i != "scratch")]
+
+
+def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None = None) -> list[gather.Cell]:
+    """Lists the cells of one arm, of all budgets or of one."""
+    budgets = study["split"]["budgets"] if budget is None else [budget]
+    return [
+        {"backbone": backbone, "init": init, "budget": b, "fold": fold, "seed": seed}
+        for b in budgets
+        for fold in range(study["split"]["folds"])
+        for seed in study["finetune"]["seeds"]
+    ]
+
+
+def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
+    """Names every init as its pretraining names itself; scratch first."""
+    found = {"scratch": "From scratch"}
+    for backbone, init in arms_of(study):
+        if init != "scratch":
+            summary = gather.read_json(gather.pretrain_folder(results, backbone, init, 0) / "summary.json")
+            found[init] = summary.get("title") or init
+    return found
+
+
+def case_counts(results: Path, study: dict[str, Any]) -> Rows:
+    """Counts cases at every step, per dataset: step, number, remark."""
+    rows: Rows = []
+    for dataset in [study["dataset"], *study["external"]]:
+        cases = gather.read_table(results / "intake" / dataset / "cases.csv")
+        aside = gather.read_table(results / "intake" / dataset / "quarantine.csv")
+        index = gather.read_json(results / "prepared" / dataset / "index.json")
+        people = cases["person"].nunique()
+        steps = [
+            ("found", len(cases) + len(aside), ""),
+            ("set aside at intake", len(aside), "reasons below" if len(aside) else ""),
+        ]
+        steps += [
+            (
+                "usable",
+                len(cases),
+                f"{(cases['label'] != '').sum()} labelled; {people} {'person' if people == 1 else 'people'}",
+            )
+        ]
+        steps += [("prepared", len(index["cases"]), "oriented, resampled, cached")]
+        rows += [{"dataset": dataset, "step": step, "cases": count, "remark": remark} for step, count, remark in steps]
+        if dataset == study["dataset"]:
+            rows += _split_counts(gather.read_json(results / "splits.json"), dataset)
+    return rows
+
+
+def _split_counts(splits: dict[str, Any], dataset: str) -> Rows:
+    rows: Rows = []
+    for fold in splits["folds"]:
+        of = f", fold {fold['fold']}" if len(splits["folds"]) > 1 else ""
+        named = [("pretraining pool", fold["pool"], "labels unused"), ("validation", fold["val"], "")]
+        named += [
+            (f"budget {budget}", chosen, "labelled, for fine-tuning") for budget, chosen in fold["budgets"].items()
+        ]
+        named += [("test", fold["test"], "never seen in any training")]
+        rows += [{"dataset": dataset, "step": step + of, "cases": len(c), "remark": note} for step, c, note in named]
+    return rows
+
+
+def quarantine(results: Path, study: dict[str, Any], most: int = 200) -> tuple[list[dict[Any, Any]], int]:
+    """Lists up to `most` cases that were set aside, with the reasons, and counts the rest."""
+    tables = [
+        gather.read_table(results / "intake" / dataset / "quarantine.csv")
+        for dataset in [study["dataset"], *study["external"]]
+    ]
+    table = pd.concat([table for table in tables if len(table)] or tables[:1])
+    return table.head(most).to_dict("records"), max(0, len(table) - most)
+
+
+def case_list_sha256(results: Path, dataset: str) -> str:
+    """Hashes which scans a study is about: case names and voxel contents, in order of name."""
+    cases = gather.read_table(results / "intake" / dataset / "cases.csv").sort_values("case")
+    lines = "".join(f"{case} {content}\n" for case, content in zip(cases["case"], cases["content_sha256"], strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
+    """Reads the summary of every training: one row each, cell first, then the summary's own entries."""
+    rows = []
+    for backbone, init in arms_of(study):
+        for fold in range(study["split"]["folds"]) if init != "scratch" else ():
+            place = gather.pretrain_folder(results, backbone, init, fold)
+            named = {"backbone": backbone, "init": init, "budget": 0, "fold": fold, "seed": study["pretrain"]["seed"]}
+            rows.append({**named, "folder": place, **gather.read_json(place / "summary.json")})
+        for cell in cells_of(study, backbone, init):
+            place = gather.cell_folder(results, cell)
+            rows.append({**cell, "folder": place, **gather.read_json(place / "summary.json")})
+    return pd.DataFrame(rows)
+
+
+def costs(table: pd.DataFrame) -> Rows:
+    """Averages the cost of a run over folds and seeds; total hours, and the largest memory."""
+    rows: Rows = []
+    table = table.assign(flops=table["flops_per_step"] * table["steps"])
+    for (stage, backbone, init, budget), some in table.groupby(["stage", "backbone", "init", "budget"], sort=False):
+        row = {"stage": stage, "backbone": backbone, "init": init, "budget": budget, "runs": len(some)}
+        row |= {name: some[name].mean() for name in ("seconds", "voxels_seen", "flops")}
+        row |= {"hours": some["seconds"].sum() / 3600, "memory": some["peak_memory_bytes"].max()}
+        rows.append(row | {"device": ", ".join(sorted(set(some["device"])))})
+    return rows
+
+
+def device_hours(table: pd.DataFrame) -> dict[str, float]:
+    """Adds up training time by kind of device: {"GPU": hours, "CPU": hours}."""
+    on_cpu = table["device"].str.lower().str.startswith("cpu")
+    hours = table["seconds"] / 3600
+    return {"GPU": float(hours[~on_cpu].sum()), "CPU": float(hours[on_cpu].sum())}
+
+
+def job_costs(results: Path) -> Rows:
+    """Adds up Snakemake's measurements per kind of job; empty where the study was not run by Snakemake."""
+    jobs = gather.read_benchmarks(results)
+    rows: Rows = []
+    for stage, some in jobs.groupby(jobs["job"].str.split("/").str[0], sort=False):
+        # Not measured at all is not zero.
+        hours = {name: some[name].sum(min_count=1) / 3600 for name in ("s", "cpu_time")}
+        row = {"stage": stage, "jobs": len(some), "wall_hours": hours["s"], "cpu_hours": hours["cpu_time"]}
+        rows.append(row | {"memory_mib": some["max_rss"].max()})
+    return rows
+
+
+def load_reports(results: Path, study: dict[str, Any]) -> Rows:
+    """Reads what was loaded into the segmentation network, once per backbone and init (largest budget, first seed)."""
+    rows: Rows = []
+    for backbone, init in arms_of(study):
+        if init != "scratch":
+            cell = cells_of(study, backbone, init, max(study["split"]["budgets"]))[0]
+            report = gather.read_json(gather.cell_folder(results, cell) / "load_report.json")
+            rows.append({"backbone": backbone, "init": init, **report})
+    return rows
+
+
+def origins(results: Path, study: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Lists what the numbers were made from and with: (what, which)."""
+    versions: dict[str, set[str]] = {}
+    for some in table["versions"]:
+        for name, version in some.items():
+            versions.setdefault(name, set()).add(str(version))
+    inputs = pd.DataFrame(list(table["inputs"]))
+    splits = gather.read_json(results / "splits.json")
+    return [
+        ("code (git commit)", " and ".join(sorted({str(commit) for commit in table["git_commit"]}))),
+        *((name, " and ".join(sorted(some))) for name, some in versions.items()),
+        *((f"case list of {d}", case_list_sha256(results, d)) for d in [study["dataset"], *study["external"]]),
+        ("index of prepared cases", " and ".join(sorted(set(inputs["index_sha256"].dropna())))),
+        ("splits", splits["sha256"]),
+        ("splits that the runs read", " and ".join(sorted(set(inputs["splits_sha256"].dropna())))),
+    ]
+
+
+def picked_cases(results: Path, study: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Picks the worst and the median test case of each backbone: {backbone: [("worst", case), ("median", case)]}.
+
+    By mean Dice over all inits with the largest budget, so that every init is shown on the same scan.
+    """
+    table = gather.read_table(results / "tables" / "cases.csv")
+    largest = max(study["split"]["budgets"])
+    table = table[(table["cohort"] == "test") & (table["metric"] == "dice") & (table["budget"] == largest)]
+    picked = {}
+    for backbone, rows in table.groupby("backbone", sort=False):
+        order = rows.groupby("case")["value"].mean().dropna().sort_values(kind="stable").index
+        if len(order):
+            picked[str(backbone)] = [("worst", order[0]), ("median", order[len(order) // 2])]
+    return picked

@@ -1,0 +1,138 @@
+"""Reads what a study's steps have written (`docs/formats.md`); nothing here computes.
+
+A file that every finished run has is demanded; what only some runs have (pictures, benchmarks) may be absent.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from voxprior.errors import Refusal
+
+CELL = ["backbone", "init", "budget", "fold", "seed"]
+SCORE = ["dataset", "case", "patient", "class", "metric", "value", "flag"]
+Cell = dict[str, Any]
+
+
+def cell_folder(results: Path, cell: Cell) -> Path:
+    """Names the folder of one fine-tuning."""
+    return results / "finetune/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(**cell)
+
+
+def pretrain_folder(results: Path, backbone: str, method: str, fold: int) -> Path:
+    """Names the folder of one pretraining."""
+    return results / f"pretrain/{backbone}/{method}/fold{fold}"
+
+
+def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> pd.DataFrame:
+    """Reads the scores of all cells into one table, in the order of the cells.
+
+    Args:
+        results: the study's results folder.
+        cells: backbone, init, budget, fold, seed of each.
+        study: name of the study, the first column.
+        dataset: the study's own; its cases are the cohort `test`, all others `external`.
+
+    Raises:
+        Refusal: a cell has no scores.
+    """
+    tables = []
+    for cell in cells:
+        path = cell_folder(results, cell) / "scores.csv"
+        if not path.is_file():
+            raise Refusal(f"{path} is missing: run 'score' for this cell, a study is compared whole")
+        table = pd.read_csv(path, dtype={name: str for name in SCORE if name != "value"}, keep_default_na=False)
+        table["value"] = pd.to_numeric(table["value"], errors="coerce")
+        for place, name in enumerate(CELL):
+            table.insert(place, name, cell[name])
+        tables.append(table)
+    scores = pd.concat(tables, ignore_index=True)
+    scores.insert(0, "study", study)
+    scores.insert(2, "cohort", np.where(scores["dataset"] == dataset, "test", "external"))
+    first = ["study", "dataset", "cohort", *CELL]
+    return scores[[*first, *[name for name in SCORE if name != "dataset"]]]
+
+
+def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
+    """Checks that every cell has scored exactly its fold's test cases: a mean over fewer would be another number.
+
+    Raises:
+        Refusal: a test case has no score, or a scored case is none of the test cases.
+    """
+    expected = {fold["fold"]: set(fold["test"]) for fold in splits["folds"]}
+    test = scores[scores["cohort"] == "test"]
+    for cell, rows in test.groupby(CELL, sort=False):
+        place = "/".join(str(part) for part in cell)
+        scored, wanted = set(rows["case"]), expected.get(cell[3], set())
+        if wrong := sorted(wanted ^ scored):
+            what = "is not scored" if wrong[0] in wanted else "is scored but no test case of the split"
+            raise Refusal(f"cell {place}: case '{wrong[0]}' {what}: rerun 'predict' and 'score' for this cell")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        Refusal: missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing: run the step that writes it") from None
+    except ValueError:
+        raise Refusal(f"{path} is damaged: delete it and run the step that writes it") from None
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a CSV table, empty cells as empty text.
+
+    Raises:
+        Refusal: missing.
+    """
+    if not path.is_file():
+        raise Refusal(f"{path} is missing: run the step that writes it")
+    empty: dict[Any, list[str]] = {name: [""] for name in ("value", "mean", "low", "high", "difference")}
+    # Case 007 is not case 7, and nobody is called NaN.
+    names: dict[Any, type] = dict.fromkeys(("dataset", "case", "patient", "person", "image", "label", "file"), str)
+    return pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=names)
+
+
+def read_journal(path: Path) -> pd.DataFrame:
+    """Reads a journal, one row per logged step; empty where there is none."""
+    if not path.is_file():
+        return pd.DataFrame({"step": [], "progress": [], "loss": []})
+    return pd.read_json(path, lines=True)
+
+
+def read_pictures(path: Path) -> dict[str, np.ndarray] | None:
+    """Reads the pictures of a pretraining, or None where it made none."""
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def read_benchmarks(results: Path) -> pd.DataFrame:
+    """Reads Snakemake's benchmark files: `job` (path below `benchmarks/`), `s`, `max_rss` in MiB, `cpu_time` in s."""
+    rows = []
+    root = results / "benchmarks"
+    for path in sorted(root.rglob("*.tsv")):
+        table = pd.read_csv(path, sep="\t")
+        # Snakemake writes NA or - where a job was too short to be measured.
+        table = table.reindex(columns=["s", "max_rss", "cpu_time"]).apply(pd.to_numeric, errors="coerce")
+        row = {"s": table["s"].sum(min_count=1), "max_rss": table["max_rss"].max()}
+        row["cpu_time"] = table["cpu_time"].sum(min_count=1)
+        rows.append({"job": path.relative_to(root).with_suffix("").as_posix(), **row})
+    return pd.DataFrame(rows, columns=["job", "s", "max_rss", "cpu_time"])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file by rename: it is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="")
+    os.replace(part, path)

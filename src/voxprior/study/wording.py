@@ -1,0 +1,101 @@
+"""Numbers and findings as words, with the sense that each has: nothing is claimed that an interval does not carry."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from voxprior.study.compare import labels_needed
+
+MINUS, DASH = "\u2212", "\u2013"
+PLACES = {"dice": 3, "nsd": 3, "hd95_mm": 1}
+
+
+def number(value: float, metric: str) -> str:
+    """Writes a score: Dice and NSD with three places, HD95 in mm with one; a dash where there is none."""
+    return DASH if math.isnan(value) else f"{value:.{PLACES[metric]}f}"
+
+
+def signed(value: float, metric: str) -> str:
+    """Writes a difference with its sign.
+
+    Example:
+        >>> signed(0.0314, "dice")
+        '+0.031'
+    """
+    return DASH if math.isnan(value) else f"{value:+.{PLACES[metric]}f}".replace("-", MINUS)
+
+
+def interval(low: float, high: float, metric: str, signs: bool = False) -> str:
+    """Writes an interval as `low to high`; empty where there is none."""
+    write = signed if signs else number
+    return "" if math.isnan(low) else f"{write(low, metric)} to {write(high, metric)}"
+
+
+def listed(names: list[str]) -> str:
+    """Joins names as a sentence does: `liver, spleen and heart`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Writes a time: 42 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def hours(value: float) -> str:
+    """Writes hours with two significant digits, or whole ones from ten on; a dash where they were not measured."""
+    if math.isnan(value):
+        return DASH
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def quantity(value: float) -> str:
+    """Writes a large number in steps of a thousand: 21.4 G."""
+    if math.isnan(value):
+        return DASH
+    for step, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= step:
+            return f"{value / step:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def finding(row: Mapping[Any, Any], title: str, confidence: float) -> str:
+    """Says what one contrast shows, in one sentence: a gain, a loss, or that none is shown.
+
+    Args:
+        row: difference, low, high, cases, budget of a contrast in Dice.
+        title: what the init is called.
+        confidence: of the interval.
+    """
+    labels = f"{row['budget']} labelled case{'s' if row['budget'] != 1 else ''}"
+    change = f"{signed(row['difference'], 'dice')} Dice"
+    if math.isnan(row["low"]):
+        return (
+            f"With {labels}, {title}: {change} against scratch, on too few patients ({row['cases']}) for an interval."
+        )
+    within = f"{100 * confidence:g} % interval {interval(row['low'], row['high'], 'dice', signs=True)}"
+    if row["low"] > 0:
+        return f"With {labels}, {title} is better than scratch: {change} ({within})."
+    if row["high"] < 0:
+        return f"With {labels}, {title} is worse than scratch: {change} ({within})."
+    return f"With {labels}, no difference between {title} and scratch is shown: {change} ({within})."
+
+
+def labels_equal(curves: pd.DataFrame, init: str, budget: int) -> str:
+    """Says how many labels scratch needs for the Dice that `init` reaches with `budget`; empty without scratch.
+
+    Args:
+        curves: rows of one backbone, test cohort, class `mean`, metric Dice.
+        init: the pretrained one.
+        budget: its label budget.
+    """
+    scratch = curves[curves["init"] == "scratch"].sort_values("budget")
+    reached = curves[(curves["init"] == init) & (curves["budget"] == budget)]["mean"]
+    if scratch.empty or reached.empty or scratch["mean"].isna().any() or reached.isna().any():
+        return ""
+    how, labels = labels_needed(scratch["budget"].tolist(), scratch["mean"].tolist(), float(reached.iloc[0]))
+    return {"about": f"about {labels:.2g}", "above": f"more than {labels:g}", "below": f"fewer than {labels:g}"}[how]

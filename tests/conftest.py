@@ -1,0 +1,225 @@
+"""A finished study, as its steps write it: random numbers and balls for organs, no training."""
+
+import csv
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+CLASSES = ["liver", "spleen"]
+TEST, POOL = [f"00{i}" for i in range(5)], [f"p{i}" for i in range(8)]
+SPACING_XYZ = (1.5, 1.5, 3.0)
+
+
+def write(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_rows(path: Path, rows: list[dict], columns: list[str] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_image(path: Path, array_ZYX: np.ndarray) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array_ZYX)
+    image.SetSpacing(SPACING_XYZ)
+    SimpleITK.WriteImage(image, str(path))
+    return str(path)
+
+
+def organs(shift: float) -> np.ndarray:
+    """Two balls in a volume; a prediction is the same with a shift."""
+    z, y, x = np.meshgrid(
+        *[np.arange(n) * s for n, s in zip((28, 60, 72), (3.0, 1.5, 1.5), strict=True)], indexing="ij"
+    )
+    labels = np.zeros(z.shape, np.uint8)
+    labels[(z - 40 - shift) ** 2 + (y - 40) ** 2 + (x - 38 - shift) ** 2 < 24**2] = 1
+    labels[(z - 45) ** 2 + (y - 50 - shift) ** 2 + (x - 80) ** 2 < 14**2] = 2
+    return labels
+
+
+def resolved(results: Path, simulated: bool, budgets: list[int], inits: dict[str, list[str]]) -> dict:
+    recipe = {"lr": 1e-3}
+    layout = {"kind": "folder", "images": "{case}.nii.gz", "labels": "{case}_label.nii.gz"}
+    dataset = {
+        "title": "Abdominal CT of many",
+        "modality": "ct",
+        "source": {"kind": "folder", "path": "scans"},
+        "layout": layout,
+        "classes": {"liver": [1], "spleen": [2]},
+        "licence": "CC BY-SA 4.0",
+        "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/",
+        "citation": "Somebody et al., 2020",
+        "origin": "One hospital, <b>portal</b> venous phase.",
+        "simulate": {"patients": 13} if simulated else None,
+    }
+    backbone = {"family": "vit", "vit": {}, "pretrain": recipe, "scratch": recipe, "finetune": recipe}
+    study = {
+        "study": "fake",
+        "title": "Abdominal organs on CT",
+        "results": str(results),
+        "dataset": "here",
+        "external": ["elsewhere"],
+        "classes": CLASSES,
+        "prepare": {"spacing_zyx_mm": (3.0, 3.0, 3.0), "intensity": {"kind": "window", "low": -160, "high": 240}},
+        "split": {"test": len(TEST), "budgets": budgets},
+        "inits": inits,
+        "pretrain": {"voxels": 10**7},
+        "finetune": {"steps": 100, "crop_vox": (32, 32, 32), "seeds": [0, 1]},
+    }
+    titles = {"vit_tiny": "ViT, tiny", "stunet_tiny": "STU-Net, tiny"}
+    return {
+        "study": study,
+        "datasets": {"here": dataset, "elsewhere": {**dataset, "title": "CT of another person", "simulate": None}},
+        "backbones": {name: {**backbone, "title": titles[name]} for name in inits},
+        "methods": {init: {} for some in inits.values() for init in some if init != "scratch"},
+    }
+
+
+def summary(stage: str, card: dict, chance: np.random.Generator, title: str | None = None) -> dict:
+    steps = 100
+    return {
+        "format": 1,
+        "stage": stage,
+        "card_hash": f"{chance.integers(1 << 62):016x}",
+        "card": card,
+        **({"title": title} if title else {}),
+        "steps": steps,
+        "voxels_seen": 10**7,
+        "parameters": 3_210_000,
+        "seconds": float(chance.uniform(60, 4000)),
+        "peak_memory_bytes": int(chance.uniform(1e9, 3e9)),
+        "device": "cpu" if stage == "pretrain" else "NVIDIA H100",
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "voxprior": "0.1.0"},
+        "git_commit": "0123456789abcdef0123456789abcdef01234567",
+        "flops_per_step": 4.2e10,
+        "final": {"loss": 0.3},
+        "inputs": {"index_sha256": "a" * 64, "splits_sha256": "b" * 64, "encoder_sha256": None},
+    }
+
+
+def journal(chance: np.random.Generator, start: float) -> str:
+    lines = []
+    for step in range(0, 100, 2):
+        loss = start * np.exp(-step / 40) + 0.1 * chance.random() + 0.05
+        lines.append(json.dumps({"step": step, "progress": step / 99, "loss": loss, "lr": 1e-3, "grad_norm": 1.0}))
+    return "\n".join(lines) + "\n"
+
+
+def write_pretraining(folder: Path, backbone: str, method: str, chance: np.random.Generator) -> None:
+    title = {"mae": "MAE3D"}.get(method)
+    write(
+        folder / "summary.json", summary("pretrain", {"method": method, "backbone": backbone, "fold": 0}, chance, title)
+    )
+    write(folder / "journal.jsonl", journal(chance, 1.0))
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, 32)] * 3, indexing="ij")
+    crop = np.stack([np.clip(1.2 - np.sqrt(z**2 + y**2 + (x - s) ** 2), 0, 1) for s in (0, 0.3, -0.3)]).astype("f4")
+    hidden = (np.indices((32, 32)) // 8).sum(0) % 2 == 0
+    recon = np.clip(crop + chance.normal(0, 0.05, crop.shape), 0, 1).astype("f4")
+    pictures = {"input": crop, "masked_input": np.where(hidden, 0, crop), "reconstruction": recon}
+    np.savez_compressed(folder / "pictures.npz", **pictures, valid=np.ones(3, bool))
+
+
+def write_cell(folder: Path, cell: dict, chance: np.random.Generator) -> None:
+    """Writes what fine-tuning, prediction and scoring leave."""
+    write(folder / "summary.json", summary("finetune", {**cell, "classes": CLASSES}, chance))
+    write(folder / "journal.jsonl", journal(chance, 1.5))
+    placed = 0 if cell["init"] == "scratch" else 48
+    report = {"encoder_tensors": placed, "placed": placed, "placed_share": 1.0, "dropped": [], "network_tensors": 80}
+    report |= {"network_parameters": 3_000_000, "placed_parameters": placed * 50_000, "fresh": ["head.weight"]}
+    write(folder / "load_report.json", {**report, "placed_parameter_share": placed * 50_000 / 3e6})
+    gain = 0.0 if cell["init"] == "scratch" else 0.08 / cell["budget"] ** 0.5
+    rows, listed = [], []
+    for dataset, case in [*product(["here"], TEST), ("elsewhere", "e0")]:
+        for number, name in enumerate(CLASSES):
+            hard = TEST.index(case) * 0.04 if case in TEST else 0.2
+            dice = np.clip(
+                0.9 - 0.25 / cell["budget"] ** 0.5 - hard - 0.1 * number + gain + chance.normal(0, 0.02), 0, 1
+            )
+            flag = {("004", 1): "both_empty", ("003", 1): "missed"}.get((case, number), "")
+            values = {"dice": dice, "nsd": dice**1.5, "hd95_mm": 20 * (1 - dice)}
+            for metric, value in values.items():
+                text = "" if flag == "both_empty" else f"{ {'hd95_mm': 170.0}.get(metric, 0.0) if flag else value:.8g}"
+                given = {"dataset": dataset, "case": case, "patient": case, "class": name}
+                rows.append(given | {"metric": metric, "value": text, "flag": flag})
+        file = f"predictions/{dataset}_{case}.nii.gz"
+        if case in TEST:
+            write_image(folder / file, organs(chance.uniform(2, 8)))
+        listed.append({"dataset": dataset, "case": case, "file": file, "seconds": 2.0, "volume_ml": [1.0, 2.0]})
+    write_rows(folder / "scores.csv", rows)
+    write(folder / "predictions.json", {"format": 1, "card_hash": "x", "model_sha256": "y", "cases": listed})
+
+
+def write_data(root: Path, chance: np.random.Generator, simulated: bool) -> None:
+    """Writes raw scans, case tables, indexes."""
+    for dataset, cases in (("here", [*TEST, *POOL]), ("elsewhere", ["e0"])):
+        rows, entries = [], []
+        for case in cases:
+            image, label = "", f"scans/{case}_label.nii.gz"
+            if case in TEST:
+                labels = organs(0)
+                scan = (labels.astype(float) * 60 - 20 + chance.normal(0, 15, labels.shape)).astype(np.int16)
+                image = write_image(root / "scans" / f"{case}.nii.gz", scan)
+                label = write_image(root / "scans" / f"{case}_label.nii.gz", labels)
+            rows.append({"case": case, "dataset": dataset, "patient": case, "person": "one" if simulated else case})
+            rows[-1] |= {"image": image, "label": label if case != "p7" else "", "simulated": str(simulated).lower()}
+            rows[-1] |= {"shape_zyx": "28 60 72", "content_sha256": f"{chance.integers(1 << 62):064x}", "repairs": ""}
+            entries.append({"case": case, "patient": case, "raw_image": image, "raw_label": label})
+        write_rows(root / f"results/intake/{dataset}/cases.csv", rows)
+        aside = {"case": "bad_1", "dataset": dataset, "file": f"scans/{'very_long_name_' * 6}bad_1.nii.gz"}
+        aside |= {"defect": "holds 12 voxels that are NaN or infinite", "advice": "export the scan again"}
+        columns = list(aside)
+        write_rows(root / f"results/intake/{dataset}/quarantine.csv", [aside] if dataset == "here" else [], columns)
+        index = {"format": 1, "dataset": dataset, "key": "k", "quantum": 1e-4, "simulated": simulated, "cases": entries}
+        write(root / f"results/prepared/{dataset}/index.json", index)
+
+
+def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None) -> Path:
+    """Writes a finished study below `root` and returns its results folder (relative paths count from `root`)."""
+    chance = np.random.default_rng(0)
+    results = root / "results"
+    inits = inits or {"vit_tiny": ["scratch", "mae"], "stunet_tiny": ["scratch", "spark"]}
+    cells = [
+        dict(zip(("backbone", "init", "budget", "fold", "seed"), (backbone, init, budget, 0, seed), strict=True))
+        for backbone, some in inits.items()
+        for init, budget, seed in product(some, budgets, (0, 1))
+    ]
+    write(results / "config.json", resolved(results, simulated, list(budgets), inits))
+    compare = {"confidence": 0.95, "resamples": 500, "seed": 0}
+    card = {"study": "fake", "title": "Abdominal organs on CT", "dataset": "here", "external": ["elsewhere"]}
+    card |= {"classes": CLASSES, "compare": compare, "simulated": simulated, "cells": cells}
+    write(results / "cards/compare.json", card)
+    write_data(root, chance, simulated)
+    fold = {"fold": 0, "test": TEST, "val": ["p6"], "train": POOL[:6], "pool": [*POOL[:6], "p7"]}
+    fold["budgets"] = {str(budget): POOL[: min(budget, 6)] for budget in budgets}
+    write(results / "splits.json", {"format": 1, "sha256": "c" * 64, "folds": [fold]})
+    for backbone, some in inits.items():
+        for init in some:
+            if init != "scratch":
+                folder = results / f"pretrain/{backbone}/{init}/fold0"
+                folder.mkdir(parents=True)
+                write_pretraining(folder, backbone, init, chance)
+    for cell in cells:
+        place = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(**cell)
+        write_cell(results / "finetune" / place, cell, chance)
+        head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+        write(
+            results / f"benchmarks/finetune/{place}.tsv", head + "61.5\t0:01:01\t900.1\t2.0\t2\t2\t0\t0\t98.0\t60.2\n"
+        )
+        write(results / f"benchmarks/score/{place}.tsv", head + "0.9\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n")
+    return results
+
+
+@pytest.fixture
+def make_study(tmp_path, monkeypatch):
+    """Gives `write_study`, in a folder that is also the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **options: write_study(tmp_path, **options)

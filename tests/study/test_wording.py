@@ -1,0 +1,44 @@
+"""Words: numbers with the sense they have, and no claim that an interval does not carry."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from voxprior.study import wording
+
+
+def test_numbers_have_the_places_that_make_sense():
+    assert wording.number(0.81249, "dice") == "0.812"
+    assert wording.number(4.46, "hd95_mm") == "4.5"
+    assert wording.number(math.nan, "nsd") == "\u2013"
+    assert wording.signed(-0.0123, "dice") == "\u22120.012"
+    assert wording.interval(0.1, 0.25, "dice") == "0.100 to 0.250"
+    assert wording.interval(math.nan, math.nan, "dice") == ""
+    assert [wording.duration(s) for s in (1.234, 42, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
+    assert [wording.quantity(v) for v in (999, 2.14e10, 3.456e15, math.nan)] == ["999", "21.4 G", "3.46 P", "\u2013"]
+    assert [wording.hours(v) for v in (0.123, 12.3, math.nan)] == ["0.12", "12", "\u2013"]
+    assert wording.listed(["a"]) == "a"
+    assert wording.listed(["a", "b", "c"]) == "a, b and c"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.05, "is better than scratch: +0.030 Dice (95 % interval +0.010 to +0.050)"),
+        (-0.05, -0.01, "is worse than scratch"),
+        (-0.01, 0.05, "no difference between MAE3D and scratch is shown"),
+        (math.nan, math.nan, "too few patients (2) for an interval"),
+    ],
+)
+def test_findings_claim_what_the_interval_carries(low, high, said):
+    row = {"difference": 0.03, "low": low, "high": high, "cases": 2, "budget": 4}
+    assert said in wording.finding(row, "MAE3D", 0.95)
+
+
+def test_labels_equal_reads_scratchs_curve():
+    rows = [("scratch", 1, 0.4), ("scratch", 4, 0.8), ("mae", 1, 0.6), ("mae", 4, 0.9)]
+    curves = pd.DataFrame(rows, columns=["init", "budget", "mean"])
+    assert wording.labels_equal(curves, "mae", 1) == "about 2"
+    assert wording.labels_equal(curves, "mae", 4) == "more than 4"
+    assert wording.labels_equal(curves[curves["init"] == "mae"], "mae", 4) == ""
