@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 # Set before anything can import these libraries: a run makes no connection that nobody asked for.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,7 +30,7 @@ def check(config: In, output: Output) -> None:
 
 
 @app.command()
-def fetch(card: Card, output: Output, mirror: Optional[str] = None) -> None:
+def fetch(card: Card, output: Output, mirror: str | None = None) -> None:
     """Fetch a dataset: hash-checked, resumable, from an index, a URL, a mirror or a folder."""
     from voxprior.commands import fetch as verb
 
@@ -86,7 +86,7 @@ def finetune(
     splits: In,
     output: Output,
     work: Work,
-    encoder: Optional[Path] = None,
+    encoder: Path | None = None,
     threads: Threads = 1,
     device: Device = "auto",
 ) -> None:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
+import jsonschema
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
@@ -59,9 +60,6 @@ def sentence(error):
 
 def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
     methods = sorted({init for on in inits.values() for init in on or [] if init != "scratch"})
     datasets = [study.get("dataset", ""), *(study.get("external") or [])]
@@ -72,7 +70,7 @@ def resolve(study):
         "methods": {name: method_numbers(study, name) for name in methods},
     }
     schema = json.loads(Path(SCHEMA).read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(resolved))
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(resolved))
     if error is not None:
         raise WorkflowError(sentence(error))
     validate(resolved, SCHEMA)  # fills in the defaults

@@ -4,7 +4,15 @@ rule compare:
         splits=f"{R}/splits.json",
         scores=[f"{R}/{cell_path('finetune', cell)}/scores.csv" for cell in CELLS],
     output:
-        multiext(f"{R}/tables/", "scores.csv", "cases.csv", "curves.csv", "contrasts.csv", "metrics.json"),
+        multiext(
+            f"{R}/tables/",
+            "scores.csv",
+            "cases.csv",
+            "curves.csv",
+            "contrasts.csv",
+            "metrics.json",
+            "dice_by_budget.csv",
+        ),
     log:
         f"{R}/logs/compare.log",
     benchmark:
