@@ -1,5 +1,7 @@
 """Figures: SVG that is the same twice, colours that follow inits, and pictures of the right slice."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -74,3 +76,18 @@ def test_reconstructions_stand_beside_their_input():
     assert picture.shape == (48, 72, 3)
     assert [picture[10, column, 0] for column in (10, 34, 58)] == [255, 0, 127]
     assert figures.jpeg(picture)[:2] == b"\xff\xd8"
+
+
+def test_numbers_on_an_axis_keep_their_digits():
+    """Coordinates are shortened for size; a tick label that loses a digit is a wrong number in a report."""
+    rows = pd.DataFrame(
+        [("scratch", 1, 0.1781, np.nan, np.nan), ("scratch", 4, 0.1559, np.nan, np.nan)],
+        columns=["init", "budget", "mean", "low", "high"],
+    )
+    svg = figures.budget_curves(rows, TITLES, "dice", "")
+    labels = set(re.findall(r">(\d\.\d+)</text>", svg))
+    assert len(labels) >= 3
+    assert any(len(label) > 4 for label in labels)
+    inline = figures.inline(svg, "title")
+    assert set(re.findall(r">(\d\.\d+)</text>", inline)) == labels
+    assert not re.search(r'd="[^"]*\.\d{3}', inline)

@@ -25,7 +25,9 @@ def run(card: Path, splits: Path, results: Path, output: Path) -> None:
         "cases": compare.case_table(scores),
         "curves": curves,
         "contrasts": compare.contrasts(scores, settings),
-        "dice_by_budget": by_budget[["backbone", "init", "budget", "mean"]].rename(columns={"mean": "dice"}),
+        "dice_by_budget": by_budget.assign(arm=by_budget["backbone"] + " " + by_budget["init"])
+        .pivot(index="budget", columns="arm", values="mean")
+        .reset_index(),
     }
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.8g", lineterminator="\n")

@@ -90,7 +90,7 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
 def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], mark: str) -> str:
     """Draws the loss over a run, one line per entry of `journals` (init -> step, progress, loss).
 
-    A logarithmic axis where all losses are positive.
+    A logarithmic axis where all losses are positive and span a factor of ten.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "learning"}):
         figure = Figure(figsize=(4.8, 2.9), layout="constrained")
@@ -99,7 +99,8 @@ def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], m
         for init, journal in journals.items():
             few = journal.iloc[:: max(1, len(journal) // 200)]
             axes.plot(100 * few["progress"], few["loss"], color=styles[init][0], label=titles[init], linewidth=1.3)
-        if all((journal["loss"] > 0).all() for journal in journals.values()):
+        losses = pd.concat([journal["loss"] for journal in journals.values()])
+        if losses.min() > 0 and losses.max() > 10 * losses.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
             axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -117,12 +118,17 @@ def _svg(figure: Figure, mark: str) -> str:
     return text.getvalue()
 
 
+def _shorter(attribute: re.Match[str]) -> str:
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", attribute.group())
+
+
 def inline(svg: str, title: str) -> str:
     """Prepares an SVG for the page: as wide as its place, read aloud as `title`, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Curves have few points; a hundredth of a point is finer than any screen.
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)
+    # Curves have few points; a hundredth of a point is finer than any screen. Coordinates only: the same digits in a
+    # text are a number that somebody reads.
+    svg = re.sub(r'\b(d|points|transform|x|y|x1|y1|x2|y2)="[^"]*"', _shorter, svg)
     variables = {PAPER: "none", INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)"}
     variables |= {colour: f"var(--series-{place})" for place, colour in enumerate(SERIES)}
     for colour, variable in variables.items():
