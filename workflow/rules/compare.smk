@@ -36,7 +36,8 @@ rule report:
         tables=rules.compare.output,
         pretrained=["{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS],
     output:
-        report(f"{R}/report.html", caption="../report/report.rst", category="Study"),
+        card=f"{R}/model_card.md",
+        report=report(f"{R}/report.html", caption="../report/report.rst", category="Study"),
     log:
         f"{R}/logs/report.log",
     benchmark:
@@ -50,4 +51,4 @@ rule report:
     message:
         "Write the report"
     shell:
-        f"voxprior report --config {{input.config}} --results {R} --output {{output}} > {{log}} 2>&1"
+        f"voxprior report --config {{input.config}} --results {R} --output {{output.report}} > {{log}} 2>&1"
