@@ -53,10 +53,10 @@ def test_whole_puts_nothing_in_place_when_writing_fails(tmp_path):
 
 
 def test_a_full_disk_while_writing_is_a_refusal_and_other_errors_stay(tmp_path):
-    with pytest.raises(Refusal, match=r"a.json does not fit on the disk, it needs 4 bytes or more"):
-        with journal.whole(tmp_path / "a.json") as part:
-            part.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+    says = r"a.json does not fit on the disk, it needs 4 bytes or more"
+    with pytest.raises(Refusal, match=says), journal.whole(tmp_path / "a.json") as part:
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), journal.whole(tmp_path / "a.json"):
         raise PermissionError(errno.EACCES, "denied")
     assert not list(tmp_path.iterdir())

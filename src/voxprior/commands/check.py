@@ -16,7 +16,7 @@ def run(config: Path, output: Path) -> None:
     """
     from pydantic import ValidationError
 
-    from voxprior.cards import Resolved
+    from voxprior.configuration import Resolved
 
     try:
         resolved = Resolved.model_validate_json(config.read_text(encoding="utf-8"))
@@ -73,7 +73,8 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     spec = resolved.backbones[backbone_name]
     sizes = getattr(spec, spec.family)
     if sizes is None:
-        raise Refusal(f"config/backbones/{backbone_name}.yaml: family {spec.family} needs a block {spec.family}: add it")
+        file = f"config/backbones/{backbone_name}.yaml"
+        raise Refusal(f"{file}: family {spec.family} needs a block {spec.family}: add it")
     backbone = Backbone(backbone_name, spec.family, sizes.model_dump())
     crop_vox = resolved.study.finetune.crop_vox
     unit_vox = backbone.segmenter_unit_vox

@@ -10,7 +10,7 @@ def run(config: Path, results: Path, output: Path) -> None:
     Raises:
         Refusal: something that a finished study has is missing.
     """
-    from voxprior.cards import Resolved
+    from voxprior.configuration import Resolved
     from voxprior.study import gather, report
 
     content = Resolved.model_validate_json(config.read_text(encoding="utf-8")).model_dump(mode="json")

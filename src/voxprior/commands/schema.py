@@ -7,8 +7,8 @@ from typing import Any
 
 
 def build() -> dict[str, Any]:
-    """Builds the schema of a resolved study: cards.Resolved, with each method's own Config in place of a free dict."""
-    from voxprior.cards import Resolved
+    """Builds the schema of a resolved study: `Resolved`, with each method's own Config in place of a free dict."""
+    from voxprior.configuration import Resolved
     from voxprior.methods import METHODS, load
 
     schema = Resolved.model_json_schema()

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Mark = dict[str, int]
 
 
-class Damaged(Exception):  # noqa: N818 (reads as a word, like Refusal)
+class Damaged(Exception):
     """Says that a file of a run's working state is not what was written."""
 
 

@@ -31,7 +31,7 @@ Rules = Mapping[str, Mapping[str, float]]
 
 
 class Recipe(Protocol):
-    """AdamW with linear warm-up and half-cosine decay: the fields of `cards.Recipe`."""
+    """AdamW with linear warm-up and half-cosine decay: the fields of `configuration.Recipe`."""
 
     lr: float
     weight_decay: float

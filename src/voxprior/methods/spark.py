@@ -23,7 +23,7 @@ token = token; hierarchical encoder = encoder; LightDecoder = decoder.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,7 @@ class Fill(nn.Module):
         self.project = nn.Identity() if same else nn.Conv3d(channels_in, channels_out, kernel, padding=kernel // 2)
 
     def forward(self, feature_BCZYX: Tensor, visible: Visible) -> Tensor:
+        """Returns the dense level, (B, channels_out, Z, Y, X)."""
         normed_BCZYX = self.norm(feature_BCZYX, visible)
         token_1C111 = self.token.to(normed_BCZYX.dtype)
         return self.project(torch.where(visible.voxels_B1ZYX, normed_BCZYX, token_1C111))
@@ -132,11 +133,12 @@ class DecoderBlock(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels // 2, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(math.gcd(8, channels // 2), channels // 2)
         nn.init.kaiming_normal_(self.up.weight, mode="fan_out")
-        nn.init.zeros_(self.up.bias)
+        nn.init.zeros_(cast(Tensor, self.up.bias))
         for conv in (self.conv1, self.conv2):
             nn.init.trunc_normal_(conv.weight, std=0.02)
 
     def forward(self, feature_BCZYX: Tensor) -> Tensor:
+        """Returns half the channels at twice the resolution."""
         feature_BCZYX = F.relu6(self.norm1(self.conv1(self.up(feature_BCZYX))))
         return self.norm2(self.conv2(feature_BCZYX))
 
@@ -155,7 +157,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(width // 2**i) for i in range(levels))
         self.head = nn.Conv3d(width // 2**levels, 1, kernel_size=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(cast(Tensor, self.head.bias))
 
     def forward(self, features: list[Tensor], visible: list[Visible]) -> Tensor:
         """Takes features and masks of the encoder's strides, finest first; returns (B, 1, Z, Y, X)."""
