@@ -27,6 +27,7 @@ from voxprior.configuration import (
     Split,
     Strict,
     ZyxVox,
+    read_model,
 )
 
 
@@ -156,6 +157,6 @@ def read_card(kind: str, path: str | Path) -> Any:
     """Reads and checks a run card.
 
     Raises:
-        pydantic.ValidationError: the card does not fit its model; the command line turns it into a sentence.
+        Refusal: missing, or it does not fit its model.
     """
-    return CARDS[kind].model_validate_json(Path(path).read_text(encoding="utf-8"))
+    return read_model(CARDS[kind], path, f"write a correct card for '{kind}'")

@@ -5,15 +5,19 @@ workflow validates both against `config/schema.json` (made from this module by `
 defaults and writes one *card* per run (`cards.py`).
 """
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from voxprior.errors import Refusal
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Zyx = tuple[float, float, float]
 ZyxVox = tuple[int, int, int]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -233,3 +237,31 @@ class Resolved(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     methods: dict[Name, dict[str, Any]]
+
+
+# ------------------------------------------------------------------------------------------------- reading
+def validated(model: type[Model], content: str | dict[str, Any], where: str, advice: str) -> Model:
+    """Makes a model of JSON text or of plain data.
+
+    Raises:
+        Refusal: `<where>: <path of the key>: <what is wrong>: <advice>`, for the first thing that is wrong.
+    """
+    try:
+        return model.model_validate_json(content) if isinstance(content, str) else model.model_validate(content)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        said = [where, ".".join(map(str, wrong["loc"])), wrong["msg"], advice]
+        raise Refusal(": ".join(part for part in said if part)) from None
+
+
+def read_model(model: type[Model], path: str | Path, advice: str) -> Model:
+    """Reads and checks a JSON file.
+
+    Raises:
+        Refusal: missing, no JSON, or not what the model asks for.
+    """
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing: run the step that writes it") from None
+    return validated(model, content, str(path), advice)

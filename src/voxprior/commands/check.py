@@ -14,15 +14,9 @@ def run(config: Path, output: Path) -> None:
     Raises:
         Refusal: a method does not fit its backbone, a crop its strides, a class no dataset, a budget the patients.
     """
-    from pydantic import ValidationError
+    from voxprior.configuration import Resolved, read_model
 
-    from voxprior.configuration import Resolved
-
-    try:
-        resolved = Resolved.model_validate_json(config.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refusal(f"{config}: {'.'.join(map(str, first['loc']))}: {first['msg']}: correct the study") from None
+    resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
@@ -67,6 +61,7 @@ def check_split(resolved: Any) -> None:
 
 def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     """Refuses one backbone x init that cannot work; returns what was checked."""
+    from voxprior.configuration import validated
     from voxprior.methods import METHODS, load
     from voxprior.nets.backbones import Backbone
 
@@ -87,7 +82,7 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
         if init not in METHODS:
             raise Refusal(f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}")
         method = load(init)
-        config = method.Config(**resolved.methods[init])
+        config = validated(method.Config, resolved.methods[init], f"config: methods.{init}", "correct the study")
         reason = method.accepts(backbone)
         if reason is not None:
             raise Refusal(f"config: {init} cannot run on {backbone_name}: {reason}")

@@ -65,13 +65,14 @@ def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     import torch
 
     from voxprior import methods
+    from voxprior.configuration import validated
     from voxprior.nets.backbones import Backbone
 
     method = methods.load(card.method)
     backbone = Backbone(card.backbone, card.family, card.architecture)
     if reason := method.accepts(backbone):
         raise Refusal(f"{card_path}: {reason}")
-    config = method.Config(**card.config)
+    config = validated(method.Config, card.config, f"{card_path}: config", "write a correct card")
     # The one use of the global generator: torch's layers draw their first weights from it and take no other. What
     # follows draws from counted chance, so nothing after this line depends on the generator's state.
     torch.manual_seed(card.pretrain.seed)

@@ -10,10 +10,10 @@ def run(config: Path, results: Path, output: Path) -> None:
     Raises:
         Refusal: something that a finished study has is missing.
     """
-    from voxprior.configuration import Resolved
+    from voxprior.configuration import Resolved, read_model
     from voxprior.study import gather, report
 
-    content = Resolved.model_validate_json(config.read_text(encoding="utf-8")).model_dump(mode="json")
+    content = read_model(Resolved, config, "correct the study").model_dump(mode="json")
     built = report.build(content, results, _read_overlays(content, results))
     for name, svg in built.figures.items():
         gather.write_whole(output.parent / "figures" / f"{name}.svg", svg)
