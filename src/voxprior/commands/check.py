@@ -1,7 +1,5 @@
 """`voxprior check`: refuses impossible combinations before any other job."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,13 @@ def run(config: Path, output: Path) -> None:
         Refusal: a method does not fit its backbone, a crop its strides, a class no dataset, a budget the patients.
     """
     from voxprior.configuration import Resolved, read_model
+    from voxprior.whole import write_json
 
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps({"format": 1, "checked": checked}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output)
+    write_json(output, {"format": 1, "checked": checked})
 
 
 def check_classes(resolved: Any) -> None:

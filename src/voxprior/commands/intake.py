@@ -14,9 +14,9 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     """
     from voxprior.cards import read_card
     from voxprior.data import intake, layouts, sources
-    from voxprior.data.files import write_text
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
+    from voxprior.whole import write_text
 
     content = read_card("intake", card)
     root, files = sources.files_of(sources.read_manifest(manifest), manifest)

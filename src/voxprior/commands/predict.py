@@ -21,7 +21,8 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
     from voxprior import cards
     from voxprior.data.files import sha256_of
     from voxprior.engine import device as devices
-    from voxprior.engine.journal import progress, write_json
+    from voxprior.engine.journal import progress
+    from voxprior.whole import write_json
 
     card: cards.PredictCard = cards.read_card("predict", card_path)
     where = devices.pick(device, threads)

@@ -85,7 +85,7 @@ def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str)
     from safetensors.torch import save
 
     from voxprior.engine.device import versions
-    from voxprior.engine.journal import whole
+    from voxprior.whole import whole
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}
     about = {"card": card, "card_hash": card_hash, "versions": versions()}
@@ -101,7 +101,7 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     import torch
 
     from voxprior.engine.device import autocast
-    from voxprior.engine.journal import whole
+    from voxprior.whole import whole
 
     _, key_B, batch = first
     batch = {name: tensor.to(plan.device) for name, tensor in batch.items()}

@@ -29,6 +29,8 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool) -> 
         store: MLflow tracking URI.
         create: only create the store. On a fresh SQLite file racing writers kill one another.
     """
+    from voxprior.whole import write_json
+
     study = json.loads(config.read_text(encoding="utf-8"))["study"]
     written: dict[str, Any] = {"format": 1, "store": store, "runs": {}}
     # Whatever the store raises (SQL, HTTP, disk, a missing server) must not stop or change a study.
@@ -44,10 +46,7 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool) -> 
             "complete without it; run `make track` to publish them later",
             file=sys.stderr,
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, output)
+    write_json(output, written, sort_keys=True)
 
 
 def open_store(store: str, study: str) -> tuple[Any, str]:
