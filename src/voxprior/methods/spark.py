@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import chance, masking, patches
+from voxprior.maths import augment, masking, patches
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods.contract import Batch, Term, volume_from
 from voxprior.nets.backbones import Backbone
@@ -81,18 +81,6 @@ def region(config: Config, backbone: Backbone) -> Region:
     if math.prod(cells) < 2:
         raise Refusal(f"spark: crop_vox holds a single mask unit of {backbone.unit_vox} voxels: make the crop larger")
     return Region(config.crop_vox)
-
-
-def flipped(
-    volume_BCZYX: Tensor, lo_B3: Tensor, hi_B3: Tensor, key_B: Tensor, probability: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirrors each sample along each axis with the given probability, and its valid box with it."""
-    flip_B3 = chance.uniform(key_B, "flip", (3,)) < probability
-    size_3 = torch.tensor(volume_BCZYX.shape[2:], device=lo_B3.device)
-    for axis in range(3):
-        flip_B = flip_B3[:, axis, None, None, None, None]
-        volume_BCZYX = torch.where(flip_B, volume_BCZYX.flip(axis + 2), volume_BCZYX)
-    return volume_BCZYX, torch.where(flip_B3, size_3 - hi_B3, lo_B3), torch.where(flip_B3, size_3 - lo_B3, hi_B3)
 
 
 def patch_loss(predicted_BNV: Tensor, patch_BNV: Tensor) -> Tensor:
@@ -196,13 +184,14 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Mirrors the crops and hides exactly `round(mask_ratio * N)` patches of each."""
-        volume_BCZYX, lo_B3, hi_B3 = flipped(
-            volume_from(batch), batch["valid_lo_B3"], batch["valid_hi_B3"], key_B, self.config.flip
+        flipped_B3 = augment.draw_flips(key_B, "flip", (self.config.flip,) * 3)
+        valid_BN = valid_patches(
+            batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
         )
         return Views(
-            volume_BCZYX,
+            augment.flip(volume_from(batch), flipped_B3),
             masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio),
-            valid_patches(lo_B3, hi_B3, self.config.crop_vox, self.encoder.unit_vox),
+            augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
         )
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
