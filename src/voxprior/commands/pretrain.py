@@ -17,7 +17,7 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
         Refusal: the method does not take the backbone, the fold is not in the splits, or the loss is not finite.
         Resumable: a signal came; the same command goes on.
     """
-    from voxprior import cards
+    from voxprior import cards, methods
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
@@ -48,6 +48,7 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
     inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
     told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
+    told["title"] = methods.load(card.method).TITLE
     summary.publish(output, plan, told)
 
 
