@@ -13,8 +13,19 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-In = Annotated[Path, typer.Option(exists=False, dir_okay=True)]
-Card = Annotated[Path, typer.Option(help="run card (JSON)")]
+
+def _there(parameter: typer.CallbackParam, value: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Refuses inputs that are missing, before anything is imported or written."""
+    from voxprior.errors import Refusal
+
+    for path in value if isinstance(value, list) else [value]:
+        if path is not None and not path.exists():
+            raise Refusal(f"{path}, given as --{parameter.name}, is missing: run the step that writes it")
+    return value
+
+
+In = Annotated[Path, typer.Option(callback=_there)]
+Card = Annotated[Path, typer.Option(help="run card (JSON)", callback=_there)]
 Output = Annotated[Path, typer.Option(help="what is written, by rename, when all is done")]
 Work = Annotated[Path, typer.Option(help="folder for the state that an interrupted run resumes from")]
 Threads = Annotated[int, typer.Option(min=1)]
@@ -86,7 +97,7 @@ def finetune(
     splits: In,
     output: Output,
     work: Work,
-    encoder: Path | None = None,
+    encoder: Annotated[Path | None, typer.Option(callback=_there)] = None,
     threads: Threads = 1,
     device: Device = "auto",
 ) -> None:
@@ -100,7 +111,7 @@ def finetune(
 def predict(
     card: Card,
     model: In,
-    index: Annotated[list[Path], typer.Option(help="the study's index first, then external ones")],
+    index: Annotated[list[Path], typer.Option(help="the study's index first, then external ones", callback=_there)],
     splits: In,
     output: Output,
     threads: Threads = 1,
@@ -114,7 +125,10 @@ def predict(
 
 @app.command()
 def score(
-    card: Card, predictions: In, cases: Annotated[list[Path], typer.Option(help="case tables")], output: Output
+    card: Card,
+    predictions: In,
+    cases: Annotated[list[Path], typer.Option(help="case tables", callback=_there)],
+    output: Output,
 ) -> None:
     """Score predictions against labels: Dice, NSD, HD95 per class and case, in the scan's own grid."""
     from voxprior.commands import score as verb
@@ -141,7 +155,7 @@ def report(config: In, results: In, output: Output) -> None:
 @app.command()
 def track(
     config: In,
-    results: In,
+    results: Annotated[Path, typer.Option(help="the study's results folder; may still be missing")],
     output: Output,
     store: Annotated[str, typer.Option(help="MLflow tracking URI")] = "sqlite:///mlflow.db",
     create: Annotated[bool, typer.Option(help="only create the store")] = False,

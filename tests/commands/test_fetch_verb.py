@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from voxprior.cards import Dataset, FetchCard, Source
+from voxprior.cards import FetchCard
 from voxprior.commands import fetch
+from voxprior.configuration import Dataset, Source
 from voxprior.data import phantoms, sources
 
 CONFIGS = sorted((Path(__file__).parents[2] / "config" / "datasets").glob("*.yaml"))

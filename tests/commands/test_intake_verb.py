@@ -2,8 +2,9 @@ import csv
 
 import pytest
 
-from voxprior.cards import FetchCard, IntakeCard, Layout, Source
+from voxprior.cards import FetchCard, IntakeCard
 from voxprior.commands import fetch, intake
+from voxprior.configuration import Layout, Source
 from voxprior.data import phantoms
 from voxprior.errors import Refusal
 

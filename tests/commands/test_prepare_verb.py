@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from voxprior.cards import FetchCard, IntakeCard, Intensity, Layout, Prepare, PrepareCard, Source, card_hash
+from voxprior.cards import FetchCard, IntakeCard, PrepareCard, card_hash
 from voxprior.commands import fetch, intake, prepare
+from voxprior.configuration import Intensity, Layout, Prepare, Source
 from voxprior.data import cache, phantoms, volume
 
 SCALE = Prepare(spacing_zyx_mm=(2.0, 2.0, 2.0), intensity=Intensity(kind="window", low=-1000, high=1000))

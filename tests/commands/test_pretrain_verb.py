@@ -35,6 +35,7 @@ def test_all_files_are_there_and_the_summary_tells_the_run(done):
     assert summary["steps"] == 6
     assert summary["voxels_seen"] == 6 * 2 * 16**3
     assert summary["stage"] == "pretrain"
+    assert summary["title"] == "MAE3D"
     assert summary["card_hash"] == card_hash(read_card("pretrain", card))
     assert summary["flops_per_step"] > 0
     assert summary["peak_memory_bytes"] > 2**20

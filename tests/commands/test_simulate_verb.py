@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from voxprior.cards import FetchCard, Layout, Simulate, SimulateCard, Source
+from voxprior.cards import FetchCard, SimulateCard
 from voxprior.commands import fetch, simulate
+from voxprior.configuration import Layout, Simulate, Source
 from voxprior.data import phantoms, sources
 from voxprior.errors import Refusal
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from voxprior.cards import Split, SplitCard
+from voxprior.cards import SplitCard
 from voxprior.commands import split
+from voxprior.configuration import Split
 from voxprior.data.files import sha256_of_json
 from voxprior.errors import Refusal
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from voxprior.data import cache, phantoms, prepare, sources
+from voxprior.data import cache, phantoms, prepare
 from voxprior.errors import Refusal
+from voxprior.whole import write_json
 
 RECIPE = prepare.Recipe("k1", (3.0, 2.0, 2.0), "window", -1000.0, 1000.0, ((1,), (2, 3), ()))
 
@@ -28,7 +29,7 @@ def index(tmp_path):
     scans = phantoms.write_folder(tmp_path / "scans", cases=2, unlabelled=1, orientation="LPS")
     entries = list(prepare.prepare_all(rows_of(scans, 3), tmp_path / "p", RECIPE, 1))
     content = {"format": 1, "key": "k1", "quantum": prepare.QUANTUM, "classes": [1, 2], "cases": entries}
-    sources.write_json(tmp_path / "p" / "index.json", content)
+    write_json(tmp_path / "p" / "index.json", content)
     return tmp_path / "p" / "index.json"
 
 

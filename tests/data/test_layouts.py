@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from voxprior.cards import Layout
+from voxprior.configuration import Layout
 from voxprior.data import layouts, phantoms
 from voxprior.errors import Refusal
 

@@ -1,10 +1,13 @@
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from voxprior.data import cache, phantoms, prepare
+from voxprior.data import cache, loaders, phantoms, prepare
 from voxprior.data.loaders import regions
 from voxprior.errors import Refusal
 from voxprior.maths.boxes import Region
@@ -54,6 +57,33 @@ def test_batches_hold_what_the_contract_says(index):
     assert batch["labels_BZYX"].dtype == torch.uint8 and batch["quantum_B"].dtype == torch.float32
     assert batch["spacing_mm_B3"].tolist() == [[3, 2, 2]] * 2
     assert batch["valid_lo_B3"].tolist() == [[0] * 3] * 2 and batch["valid_hi_B3"].tolist() == [[8] * 3] * 2
+
+
+def _signal_oneself() -> None:
+    loaders._ignore_signals(0)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        os.kill(os.getpid(), signal.Signals[name])
+    os._exit(7)
+
+
+def test_a_worker_outlives_the_signals_that_stop_a_run():
+    worker = multiprocessing.get_context("fork").Process(target=_signal_oneself)
+    worker.start()
+    worker.join(10)
+    assert worker.exitcode == 7
+
+
+@pytest.mark.slow
+def test_signals_to_workers_lose_no_batch_and_they_end_with_the_run(index):
+    stream = iter(regions(index, cases=CASES, region=Region((8, 8, 8)), seed=1, batch_size=2, steps=6, workers=2))
+    came = [next(stream)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            os.kill(worker.pid, signal.Signals[name])
+    assert same(came + list(stream), read(index))
+    assert not [worker for worker in workers if worker.is_alive()]
 
 
 @pytest.mark.slow

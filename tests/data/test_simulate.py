@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxprior.cards import Simulate
+from voxprior.configuration import Simulate
 from voxprior.data import phantoms, simulate, volume
 from voxprior.errors import Refusal
 from voxprior.maths import chance

@@ -5,10 +5,11 @@ import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from voxprior.cards import Accepted, Source
+from voxprior.configuration import Accepted, Source
 from voxprior.data import phantoms, sources, transfer
 from voxprior.errors import Refusal
 
@@ -17,8 +18,8 @@ class Server(BaseHTTPRequestHandler):
     """Serves one file; `faults` are used up one per request: 'drop', '503', '404', 'no range'."""
 
     content = b""
-    faults: list[str] = []
-    ranges: list[str | None] = []
+    faults: ClassVar[list[str]] = []
+    ranges: ClassVar[list[str | None]] = []
 
     def do_GET(self):
         fault = type(self).faults.pop(0) if type(self).faults else ""

@@ -1,4 +1,3 @@
-import errno
 import json
 import subprocess
 import sys
@@ -6,7 +5,6 @@ import sys
 import pytest
 
 from voxprior.engine import journal
-from voxprior.errors import Refusal
 
 
 def test_a_journal_opened_at_a_mark_equals_one_that_never_stopped(tmp_path):
@@ -41,25 +39,6 @@ def test_lines_are_on_the_disk_at_once_and_nan_is_not_json(tmp_path):
     assert json.loads((tmp_path / "deep" / "j").read_text()) == {"step": 0}
     with pytest.raises(ValueError):
         opened.write({"loss": float("nan")})
-
-
-def test_whole_puts_nothing_in_place_when_writing_fails(tmp_path):
-    journal.write_json(tmp_path / "a.json", {"old": 1})
-    with pytest.raises(KeyError), journal.whole(tmp_path / "a.json") as part:
-        part.write_text("half")
-        raise KeyError
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_full_disk_while_writing_is_a_refusal_and_other_errors_stay(tmp_path):
-    with pytest.raises(Refusal, match=r"a.json does not fit on the disk, it needs 4 bytes or more"):
-        with journal.whole(tmp_path / "a.json") as part:
-            part.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(PermissionError), journal.whole(tmp_path / "a.json"):
-        raise PermissionError(errno.EACCES, "denied")
-    assert not list(tmp_path.iterdir())
 
 
 def test_progress_tells_one_plain_line_at_the_end_of_a_short_run(capsys):

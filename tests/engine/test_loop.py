@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, a
 
 
 def test_lines_written_after_the_last_state_are_cut_off(uninterrupted, tmp_path):
-    class Died(Exception):  # noqa: N818
+    class Died(Exception):
         """Stands for SIGKILL: nothing is saved after it."""
 
     def hook(step):

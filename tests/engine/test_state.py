@@ -7,7 +7,8 @@ from collections import namedtuple
 import pytest
 import torch
 
-from voxprior.engine import journal, state
+from voxprior import whole
+from voxprior.engine import state
 from voxprior.errors import Refusal
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_a_half_written_state_is_never_looked_at(tmp_path):
 def test_a_full_disk_keeps_the_last_state_and_names_path_need_and_free(tmp_path, monkeypatch):
     state.save(tmp_path, "c", 1, {"weights": torch.ones(4)})
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(journal.shutil, "disk_usage", lambda path: usage(1000, 900, 100))
+    monkeypatch.setattr(whole.shutil, "disk_usage", lambda path: usage(1000, 900, 100))
     with pytest.raises(Refusal, match=r"state.pt does not fit .* needs 4,000 bytes .* 100 are free"):
         state.save(tmp_path, "c", 2, {"model": {"weights": torch.ones(1000)}})
     assert [step for step, _ in state.candidates(tmp_path, "c", CPU)] == [1]

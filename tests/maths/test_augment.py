@@ -17,18 +17,23 @@ def _batch(samples: int = 4):
 
 def test_flip_moves_image_and_labels_together_and_some_of_each():
     _, labels, key_B = _batch(32)
-    image, moved = augment.flip(labels[:, None].float(), labels, key_B, (0.5, 0.5, 0.5))
-    assert torch.equal(image[:, 0].to(torch.uint8), moved)
+    flipped_B3 = augment.draw_flips(key_B, "s", (0.5, 0.5, 0.5))
+    moved = augment.flip(labels, flipped_B3)
+    assert torch.equal(augment.flip(labels[:, None].float(), flipped_B3)[:, 0].to(torch.uint8), moved)
     assert moved.dtype == torch.uint8
-    same = (moved == labels).flatten(1).all(1)
-    assert 0 < same.sum() < 16
+    for sample, axes in enumerate(flipped_B3):
+        assert torch.equal(moved[sample], labels[sample].flip(axes.nonzero()[:, 0].tolist()))
+    assert len(flipped_B3.unique(dim=0)) >= 6
 
 
-def test_flip_of_probability_0_or_1():
-    volume, labels, key_B = _batch()
-    image, moved = augment.flip(volume, labels, key_B, (0.0, 0.0, 1.0))
-    assert torch.equal(image, volume.flip(4))
-    assert torch.equal(moved, labels.flip(3))
+def test_flips_of_probability_0_or_1_and_streams():
+    volume, _, key_B = _batch(64)
+    drawn = augment.draw_flips(key_B, "s", (0.0, 0.3, 1.0))
+    assert not drawn[:, 0].any() and drawn[:, 2].all()
+    assert 0 < drawn[:, 1].sum() < 32
+    assert torch.equal(drawn, chance.uniform(key_B, "s", (3,)) < torch.tensor([0.0, 0.3, 1.0]))
+    assert not torch.equal(drawn, augment.draw_flips(key_B, "t", (0.0, 0.3, 1.0)))
+    assert torch.equal(augment.flip(volume, drawn & torch.tensor([False, False, True])), volume.flip(4))
 
 
 def test_rotation_matrices_turn():

@@ -20,9 +20,8 @@ def test_error_equals_the_formula_written_slowly():
     total, count = masked_patch_error(prediction, target, counted)
     expected = []
     for sample, patch in np.argwhere(counted.numpy()):
-        expected.append(
-            np.mean([(float(p) - float(t)) ** 2 for p, t in zip(prediction[sample, patch], target[sample, patch])])
-        )
+        errors = zip(prediction[sample, patch], target[sample, patch], strict=True)
+        expected.append(np.mean([(float(p) - float(t)) ** 2 for p, t in errors]))
     assert total.item() == pytest.approx(sum(expected), rel=1e-6)
     assert count.item() == len(expected) == 6
 

@@ -313,7 +313,7 @@ def test_pictures_show_input_mask_and_reconstruction(subject: Subject):
     assert set(pictures) == {"input", "masked_input", "reconstruction"}
     for picture in pictures.values():
         assert picture.shape == views.volume_BCZYX[:, 0].shape and picture.dtype == torch.float32
-        assert 0 <= picture.min() and picture.max() <= 1 and not picture.requires_grad
+        assert picture.min() >= 0 and picture.max() <= 1 and not picture.requires_grad
     torch.testing.assert_close(pictures["input"], views.volume_BCZYX[:, 0].clamp(0, 1))
     assert (pictures["masked_input"] == 0).float().mean() >= views.masked_BN.float().mean()
     assert not torch.equal(pictures["reconstruction"], pictures["input"])

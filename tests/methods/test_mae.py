@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from voxprior.cards import Backbone as BackboneCard
+from voxprior.configuration import Backbone as BackboneCard
 from voxprior.errors import Refusal
 from voxprior.maths import chance
 from voxprior.maths.masking import split

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from voxprior import cards
+from voxprior import configuration
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.residual import ResidualEncoder
 from voxprior.nets.unet import Rise, UNet
@@ -27,7 +27,7 @@ def _count(network: nn.Module) -> int:
 
 
 def _backbone(name: str) -> Backbone:
-    card = cards.Backbone.model_validate(yaml.safe_load((BACKBONES / f"{name}.yaml").read_text()))
+    card = configuration.Backbone.model_validate(yaml.safe_load((BACKBONES / f"{name}.yaml").read_text()))
     assert card.cnn is not None
     return Backbone(name, card.family, card.cnn.model_dump())
 

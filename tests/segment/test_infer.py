@@ -102,6 +102,30 @@ def test_labels_equal_monais_on_the_same_windows(shape, overlap):
     assert np.array_equal(ours[clear], logits.argmax(0).numpy()[clear])
 
 
+def test_windows_are_never_alone_on_the_cpu_and_labels_are_those_of_a_direct_call():
+    """One window in all, and five that leave one over in batches of four."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv3d(8, 4, 3, padding=1)).eval()
+    sizes = []
+
+    def watched(windows):
+        sizes.append(len(windows))
+        return network(windows)
+
+    for windows in (1, 5):
+        volume = (np.random.default_rng(windows).random((8, 8, 8 * windows)) * 1000).astype(np.int16)
+        labels = infer.segment_volume(watched, volume, 0.001, (8, 8, 8), overlap=0.0)
+        with torch.no_grad():
+            parts = torch.from_numpy(volume).float().mul(0.001).split(8, dim=2)
+            logits = torch.cat([network(part[None, None])[0] for part in parts], dim=3)
+        best = logits.topk(2, dim=0).values
+        clear = (best[0] - best[1] > 1e-5).numpy()
+        assert clear.mean() > 0.99
+        assert np.array_equal(labels[clear], logits.argmax(0).numpy()[clear])
+        assert len(np.unique(labels)) > 1
+    assert sizes == [2, 4, 2]
+
+
 def test_inference_does_not_import_monai():
     code = "import sys, voxprior.segment.infer; print('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,6 +1,5 @@
 """Reading results: empty cells, what may be absent, and what may not."""
 
-import json
 import math
 
 import numpy as np
@@ -60,11 +59,3 @@ def test_names_that_look_like_numbers_stay_names(tmp_path):
     assert table["case"].tolist() == ["007", "NA"]
     assert table["low"].isna().tolist() == [True, False]
     gather.demand_cases(scores, {"folds": [{"fold": 0, "test": ["007", "008"]}]})
-
-
-def test_writing_is_by_rename(tmp_path):
-    path = tmp_path / "new" / "table.csv"
-    gather.write_whole(path, json.dumps([1]))
-    gather.write_whole(path, "two\n")
-    assert path.read_bytes() == b"two\n"
-    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]

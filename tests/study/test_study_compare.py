@@ -39,6 +39,11 @@ def test_means_go_over_classes_then_seeds_then_cases():
     assert found.loc["spleen", ["cases", "seeds", "excluded"]].tolist() == [1, 2, 3]
 
 
+def test_a_mean_of_nothing_is_no_number_and_not_zero():
+    found = compare.mean_dice(compare.curves(scores({("mae", 1, 0, "x", "liver"): None}), SETTINGS))
+    assert found == {"b": {"mae": {"1": None}}}
+
+
 def test_contrasts_are_paired_by_case_not_by_order():
     cases = ["a", "b", "c", "d"]
     base = dict(zip(cases, [0.1, 0.9, 0.4, 0.6], strict=True))

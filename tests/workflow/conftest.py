@@ -85,9 +85,10 @@ def write_study():
         from voxprior.data import phantoms
 
         phantoms.write_decathlon(folder / "scans", cases=cases, unlabelled=1)
+        recipes = dict.fromkeys(("pretrain", "scratch", "finetune"), RECIPE)
         for kind, name, content in [
             ("datasets", "phantoms", DATASET),
-            *(("backbones", b, {**c, "pretrain": RECIPE, "scratch": RECIPE, "finetune": RECIPE}) for b, c in BACKBONES.items()),
+            *(("backbones", backbone, {**sizes, **recipes}) for backbone, sizes in BACKBONES.items()),
         ]:
             path = folder / "config" / kind / f"{name}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,10 @@ def test_every_study_dry_runs(study, tmp_path, snakemake, jobs):
         ({"pretrain": {"voxel": 3}}, ["unknown key 'voxel' at pretrain", "known keys", "voxels"]),
         ({"dataset": "nowhere"}, ["no config/datasets/nowhere.yaml", "known datasets", "chest_ct"]),
         ({"methods": {"mae": {"mask_ration": 0.5}}}, ["config/methods/mae.yaml", "mask_ration", "mask_ratio"]),
-        ({"prepare": {"spacing_zyx_mm": [1, 1, 1], "intensity": {"kind": "windw", "low": 0, "high": 1}}}, ["'windw'", "window"]),
+        (
+            {"prepare": {"spacing_zyx_mm": [1, 1, 1], "intensity": {"kind": "windw", "low": 0, "high": 1}}},
+            ["'windw'", "window"],
+        ),
         ({"finetune": {"steps": "many", "crop_vox": [8, 8, 8]}}, ["finetune.steps", "'many'", "integer"]),
         ({"preset": "huge"}, ["no preset 'huge'", "tiny"]),
     ],

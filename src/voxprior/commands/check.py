@@ -1,7 +1,5 @@
 """`voxprior check`: refuses impossible combinations before any other job."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,14 @@ def run(config: Path, output: Path) -> None:
     Raises:
         Refusal: a method does not fit its backbone, a crop its strides, a class no dataset, a budget the patients.
     """
-    from pydantic import ValidationError
+    from voxprior.configuration import Resolved, read_model
+    from voxprior.whole import write_json
 
-    from voxprior.cards import Resolved
-
-    try:
-        resolved = Resolved.model_validate_json(config.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refusal(f"{config}: {'.'.join(map(str, first['loc']))}: {first['msg']}: correct the study") from None
+    resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps({"format": 1, "checked": checked}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output)
+    write_json(output, {"format": 1, "checked": checked})
 
 
 def check_classes(resolved: Any) -> None:
@@ -67,13 +57,15 @@ def check_split(resolved: Any) -> None:
 
 def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     """Refuses one backbone x init that cannot work; returns what was checked."""
+    from voxprior.configuration import validated
     from voxprior.methods import METHODS, load
     from voxprior.nets.backbones import Backbone
 
     spec = resolved.backbones[backbone_name]
     sizes = getattr(spec, spec.family)
     if sizes is None:
-        raise Refusal(f"config/backbones/{backbone_name}.yaml: family {spec.family} needs a block {spec.family}: add it")
+        file = f"config/backbones/{backbone_name}.yaml"
+        raise Refusal(f"{file}: family {spec.family} needs a block {spec.family}: add it")
     backbone = Backbone(backbone_name, spec.family, sizes.model_dump())
     crop_vox = resolved.study.finetune.crop_vox
     unit_vox = backbone.segmenter_unit_vox
@@ -86,7 +78,7 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
         if init not in METHODS:
             raise Refusal(f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}")
         method = load(init)
-        config = method.Config(**resolved.methods[init])
+        config = validated(method.Config, resolved.methods[init], f"config: methods.{init}", "correct the study")
         reason = method.accepts(backbone)
         if reason is not None:
             raise Refusal(f"config: {init} cannot run on {backbone_name}: {reason}")

@@ -9,10 +9,9 @@ def run(card: Path, splits: Path, results: Path, output: Path) -> None:
     Raises:
         Refusal: a cell has no scores, or has not scored exactly its test cases.
     """
-    import json
-
     from voxprior.cards import read_card
     from voxprior.study import compare, gather
+    from voxprior.whole import write_json, write_text
 
     content = read_card("compare", card)
     scores = gather.read_scores(results, content.cells, content.study, content.dataset)
@@ -31,6 +30,6 @@ def run(card: Path, splits: Path, results: Path, output: Path) -> None:
     }
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
-        gather.write_whole(output / f"{name}.csv", text)
-    gather.write_whole(output / "metrics.json", json.dumps(compare.mean_dice(curves), indent=1) + "\n")
+        write_text(output / f"{name}.csv", text)
+    write_json(output / "metrics.json", compare.mean_dice(curves))
     print(f"{len(content.cells)} cells, {len(scores)} scores, {len(curves)} means")

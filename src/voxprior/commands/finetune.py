@@ -30,9 +30,9 @@ def run(
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import summary
-    from voxprior.engine.journal import write_json
     from voxprior.engine.loop import Plan, train
     from voxprior.segment import model as segment
+    from voxprior.whole import write_json
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
@@ -133,7 +133,7 @@ def _read_encoder(path: Path, card: Any) -> dict[str, Any]:
 def _write_model(path: Path, network: Any, about: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    from voxprior.engine.journal import whole
+    from voxprior.whole import whole
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     # One entry: safetensors writes several in random order, and the same run would give another file.

@@ -14,15 +14,16 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     """
     from voxprior.cards import read_card
     from voxprior.data import intake, layouts, sources
-    from voxprior.data.files import write_text
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
+    from voxprior.whole import write_text
 
     content = read_card("intake", card)
     root, files = sources.files_of(sources.read_manifest(manifest), manifest)
     entries = layouts.list_cases(content.layout, root, files)
     identity = intake.Identity(content.dataset, content.patient, content.person, content.simulated)
-    usable, aside = [], []
+    usable: list[dict[str, Any]] = []
+    aside: list[dict[str, Any]] = []
     for kind, row in progress(intake.examine(entries, root, identity), len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))

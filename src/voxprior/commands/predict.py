@@ -21,7 +21,8 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
     from voxprior import cards
     from voxprior.data.files import sha256_of
     from voxprior.engine import device as devices
-    from voxprior.engine.journal import progress, write_json
+    from voxprior.engine.journal import progress
+    from voxprior.whole import write_json
 
     card: cards.PredictCard = cards.read_card("predict", card_path)
     where = devices.pick(device, threads)
@@ -66,6 +67,7 @@ def _load(path: Path) -> tuple[Any, Any]:
     from safetensors import SafetensorError, safe_open
 
     from voxprior import cards
+    from voxprior.configuration import validated
     from voxprior.nets.backbones import Backbone
 
     try:
@@ -76,7 +78,7 @@ def _load(path: Path) -> tuple[Any, Any]:
         raise Refusal(f"{path} cannot be read as safetensors ({error}): run the fine-tuning again") from None
     if "card" not in about:
         raise Refusal(f"{path} does not say which card it was trained by: run the fine-tuning again")
-    card = cards.FinetuneCard.model_validate_json(json.dumps(about["card"]))
+    card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", "run the fine-tuning again")
     network = Backbone(card.backbone, card.family, card.architecture).segmenter(len(card.classes) + 1, card.crop_vox)
     try:
         network.load_state_dict(state)

@@ -15,9 +15,9 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
     """
     from voxprior.cards import card_hash, read_card
     from voxprior.data import cache, prepare
-    from voxprior.data.files import write_json
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
+    from voxprior.whole import write_json
 
     content = read_card("prepare", card)
     with open(cases, encoding="utf-8", newline="") as file:

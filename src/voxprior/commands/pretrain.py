@@ -17,7 +17,7 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
         Refusal: the method does not take the backbone, the fold is not in the splits, or the loss is not finite.
         Resumable: a signal came; the same command goes on.
     """
-    from voxprior import cards
+    from voxprior import cards, methods
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
@@ -48,6 +48,7 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
     inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
     told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
+    told["title"] = methods.load(card.method).TITLE
     summary.publish(output, plan, told)
 
 
@@ -65,13 +66,14 @@ def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     import torch
 
     from voxprior import methods
+    from voxprior.configuration import validated
     from voxprior.nets.backbones import Backbone
 
     method = methods.load(card.method)
     backbone = Backbone(card.backbone, card.family, card.architecture)
     if reason := method.accepts(backbone):
         raise Refusal(f"{card_path}: {reason}")
-    config = method.Config(**card.config)
+    config = validated(method.Config, card.config, f"{card_path}: config", "write a correct card")
     # The one use of the global generator: torch's layers draw their first weights from it and take no other. What
     # follows draws from counted chance, so nothing after this line depends on the generator's state.
     torch.manual_seed(card.pretrain.seed)
@@ -84,7 +86,7 @@ def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str)
     from safetensors.torch import save
 
     from voxprior.engine.device import versions
-    from voxprior.engine.journal import whole
+    from voxprior.whole import whole
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}
     about = {"card": card, "card_hash": card_hash, "versions": versions()}
@@ -100,7 +102,7 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     import torch
 
     from voxprior.engine.device import autocast
-    from voxprior.engine.journal import whole
+    from voxprior.whole import whole
 
     _, key_B, batch = first
     batch = {name: tensor.to(plan.device) for name, tensor in batch.items()}

@@ -10,14 +10,15 @@ def run(config: Path, results: Path, output: Path) -> None:
     Raises:
         Refusal: something that a finished study has is missing.
     """
-    from voxprior.cards import Resolved
-    from voxprior.study import gather, report
+    from voxprior.configuration import Resolved, read_model
+    from voxprior.study import report
+    from voxprior.whole import write_text
 
-    content = Resolved.model_validate_json(config.read_text(encoding="utf-8")).model_dump(mode="json")
+    content = read_model(Resolved, config, "correct the study").model_dump(mode="json")
     built = report.build(content, results, _read_overlays(content, results))
     for name, svg in built.figures.items():
-        gather.write_whole(output.parent / "figures" / f"{name}.svg", svg)
-    gather.write_whole(output, built.html)
+        write_text(output.parent / "figures" / f"{name}.svg", svg)
+    write_text(output, built.html)
     print(f"{output}: {len(built.html.encode()) / 2**20:.2f} MiB, {len(built.figures)} figures beside it")
 
 

@@ -1,14 +1,12 @@
 """`voxprior schema`: merges the cards' models with every method's Config into one JSON schema."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 
 def build() -> dict[str, Any]:
-    """Builds the schema of a resolved study: cards.Resolved, with each method's own Config in place of a free dict."""
-    from voxprior.cards import Resolved
+    """Builds the schema of a resolved study: `Resolved`, with each method's own Config in place of a free dict."""
+    from voxprior.configuration import Resolved
     from voxprior.methods import METHODS, load
 
     schema = Resolved.model_json_schema()
@@ -37,6 +35,6 @@ def without_null_objects(part: dict[str, Any]) -> dict[str, Any]:
 
 def run(output: Path) -> None:
     """Writes the schema; `tests/house` fails when the committed one is stale."""
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps(build(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, output)
+    from voxprior.whole import write_json
+
+    write_json(output, build(), sort_keys=True)

@@ -16,8 +16,8 @@ def run(card: Path, predictions: Path, cases: list[Path], output: Path) -> None:
         Refusal: a prediction is missing, unknown or does not lie on its label's grid.
     """
     from voxprior.cards import read_card
-    from voxprior.data.files import write_text
     from voxprior.engine.journal import progress
+    from voxprior.whole import write_text
 
     content = read_card("score", card)
     listed = json.loads(predictions.read_text(encoding="utf-8"))["cases"]

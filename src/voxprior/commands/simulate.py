@@ -22,11 +22,13 @@ def run(card: Path, manifest: Path, output: Path) -> None:
     content = read_card("simulate", card)
     before = sources.read_manifest(manifest)
     root, files = sources.files_of(before, manifest)
-    found = [entry for entry in layouts.list_cases(content.layout, root, files) if entry.label and not entry.defect]
+    entries = layouts.list_cases(content.layout, root, files)
+    found = [(root / entry.image, root / entry.label) for entry in entries if entry.label and not entry.defect]
     if len(found) != 1:
         raise Refusal(f"{manifest} holds {len(found)} labelled cases: patients are simulated from exactly one")
     numbers = content.simulate
-    base = simulate.read_base(str(root / found[0].image), str(root / found[0].label), numbers.spacing_zyx_mm)
+    image, label = found[0]
+    base = simulate.read_base(str(image), str(label), numbers.spacing_zyx_mm)
     for patient in progress(range(numbers.patients), numbers.patients, f"simulate {content.dataset}"):
         voxels_ZYX, labels_ZYX = simulate.make_patient(base, numbers, patient)
         name = f"sim_{patient:03d}.nii.gz"

@@ -7,8 +7,9 @@ def run(card: Path, index: Path, output: Path) -> None:
     """Splits the cases of a prepared dataset by patient and writes the lists with their hash."""
     from voxprior.cards import read_card
     from voxprior.data import cache
-    from voxprior.data.files import sha256_of_json, write_json
+    from voxprior.data.files import sha256_of_json
     from voxprior.maths import splits
+    from voxprior.whole import write_json
 
     wanted = read_card("split", card).split
     cases = [

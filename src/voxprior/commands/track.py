@@ -29,6 +29,8 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool) -> 
         store: MLflow tracking URI.
         create: only create the store. On a fresh SQLite file racing writers kill one another.
     """
+    from voxprior.whole import write_json
+
     study = json.loads(config.read_text(encoding="utf-8"))["study"]
     written: dict[str, Any] = {"format": 1, "store": store, "runs": {}}
     # Whatever the store raises (SQL, HTTP, disk, a missing server) must not stop or change a study.
@@ -44,10 +46,7 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool) -> 
             "complete without it; run `make track` to publish them later",
             file=sys.stderr,
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, output)
+    write_json(output, written, sort_keys=True)
 
 
 def open_store(store: str, study: str) -> tuple[Any, str]:
@@ -86,7 +85,7 @@ def finished_runs(results: Path, study: dict[str, Any]) -> Iterator[tuple[dict[s
                 "name": str(folder.relative_to(results)),
                 "key": f"{stage}:{summary['card_hash']}:{folder.relative_to(results)}",
                 "metrics": [*journal_metrics(folder), *final_metrics(folder, summary)],
-                "artifacts": [folder / name for name in ("summary.json", "load_report.json") if (folder / name).exists()],
+                "artifacts": [path for path in (summary_file, folder / "load_report.json") if path.exists()],
             }
             yield {"tags": tags, "params": flat(card)}, files
     report = results / "report.html"
@@ -114,14 +113,16 @@ def final_metrics(folder: Path, summary: dict[str, Any]) -> list[tuple[str, floa
     import csv
 
     last = int(summary["steps"])
-    points = [(key, float(summary[key]), last) for key in ("seconds", "peak_memory_bytes", "voxels_seen") if key in summary]
+    names = [name for name in ("seconds", "peak_memory_bytes", "voxels_seen") if name in summary]
+    points: list[tuple[str, float, int]] = [(name, float(summary[name]), last) for name in names]
     scores = folder / "scores.csv"
     if scores.exists():
         gathered: dict[str, list[float]] = {}
         with scores.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
                 if row["value"]:
-                    gathered.setdefault(f"{row['dataset']}/{row['metric']}/{row['class']}", []).append(float(row["value"]))
+                    name = f"{row['dataset']}/{row['metric']}/{row['class']}"
+                    gathered.setdefault(name, []).append(float(row["value"]))
         points += [(name, sum(values) / len(values), last) for name, values in sorted(gathered.items())]
     return points
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from voxprior.data.files import sha256_of
 from voxprior.errors import Refusal
+from voxprior.whole import whole
 
 FORMAT = 1
 CHUNK_VOX = 64
@@ -37,23 +38,20 @@ def write_array(path: Path, array_ZYX: Array, key: str, places: dict[int, Array]
         key: what the content depends on; stored in the file.
         places: per class id, voxels (N, 3) of that class; stored with a label map.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
     chunks = tuple(min(CHUNK_VOX, n) for n in array_ZYX.shape)
-    stored = blosc2.asarray(
-        np.ascontiguousarray(array_ZYX),
-        urlpath=os.fspath(part),
-        mode="w",
-        chunks=chunks,
-        blocks=tuple(min(BLOCK_VOX, n) for n in chunks),
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
-        meta={"voxprior": {"format": FORMAT, "key": key}},
-    )
-    for number, voxels in (places or {}).items():
-        stored.schunk.vlmeta[f"places_{number}"] = voxels.astype("<u2").tobytes()
-    del stored
-    os.replace(part, path)
+    with whole(path) as part:
+        stored = blosc2.asarray(
+            np.ascontiguousarray(array_ZYX),
+            urlpath=os.fspath(part),
+            mode="w",
+            chunks=chunks,
+            blocks=tuple(min(BLOCK_VOX, n) for n in chunks),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
+            meta={"voxprior": {"format": FORMAT, "key": key}},
+        )
+        for number, voxels in (places or {}).items():
+            stored.schunk.vlmeta[f"places_{number}"] = voxels.astype("<u2").tobytes()
+        del stored
     return sha256_of(path)
 
 

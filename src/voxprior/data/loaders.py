@@ -7,6 +7,7 @@ share of them is centred on a labelled voxel.
 Axes: B samples, Z Y X voxels.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,9 +91,19 @@ class Regions:
             num_workers=self.workers,
             # Spawn: a forked worker would inherit Blosc2's and torch's thread pools without their threads.
             multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=_ignore_signals if self.workers else None,
             pin_memory=self.pin,
         )
         yield from loader
+
+
+def _ignore_signals(worker: int) -> None:
+    """Lets a signal to the whole process group reach the main process alone, which finishes its step and saves.
+
+    Workers end when the main process tells them to, or is gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 regions = Regions  # called like a function: `for step, key_B, batch in regions(...)`

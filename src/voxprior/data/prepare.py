@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from voxprior.data import cache, resample, volume
-from voxprior.data.files import sha256_of, sha256_of_json, write_json
+from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
+from voxprior.whole import write_json
 
 QUANTUM = 1 / 32000  # one step of the stored int16, as a share of the intensity window
 

@@ -22,7 +22,7 @@ BLUR_ABOVE = 1.5  # below, linear interpolation itself blurs more than the missi
 def new_shape(shape_zyx: tuple[int, int, int], spacing_mm: Zyx, new_spacing_mm: Zyx) -> tuple[int, int, int]:
     """Counts voxels at a new spacing: the last centre lies within half a new voxel of the old last centre."""
     z, y, x = (
-        max(1, int(math.floor((n - 1) * old / new + 0.5)) + 1)
+        max(1, math.floor((n - 1) * old / new + 0.5) + 1)
         for n, old, new in zip(shape_zyx, spacing_mm, new_spacing_mm, strict=True)
     )
     return z, y, x

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from voxprior.data import transfer, unpack
-from voxprior.data.files import sha256_of, sha256_of_json, write_json
+from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
+from voxprior.whole import whole, write_json
 
 FORMAT = 1
 
@@ -85,9 +86,8 @@ def fetch(source: Source, dataset: str, manifest: Path, mirror: str | None) -> N
     if unpack.is_archive(archive.path.name):
         unpack.unpack(archive.path, place, source.members, source.junk)
     else:
-        place.mkdir(exist_ok=True)
-        shutil.copyfile(archive.path, place / (archive.path.name + ".part"))
-        os.replace(place / (archive.path.name + ".part"), place / archive.path.name)
+        with whole(place / archive.path.name, need_bytes=archive.path.stat().st_size) as part:
+            shutil.copyfile(archive.path, part)
     came = {"file": archive.path.name, "sha256": sha256, "bytes": archive.path.stat().st_size}
     write_manifest(manifest, dataset, place, source.junk, [came | {"from": archive.origin, "contains": contains}])
     if archive.ours:

@@ -1,27 +1,22 @@
-"""What a run says while it works: a journal of numbers, a clock, a progress line; and files that appear whole.
+"""What a run says while it works: a journal of numbers, a clock, a progress line.
 
 Imports the standard library alone, so that every verb can afford it.
 """
 
-import errno
 import json
 import os
-import shutil
 import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-
-from voxprior.errors import Refusal
 
 Item = TypeVar("Item")
 Mark = dict[str, int]
 
 
-class Damaged(Exception):  # noqa: N818 (reads as a word, like Refusal)
+class Damaged(Exception):
     """Says that a file of a run's working state is not what was written."""
 
 
@@ -66,48 +61,6 @@ class Journal:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def _full(path: Path, need_bytes: int) -> Refusal:
-    free = shutil.disk_usage(path.parent).free
-    return Refusal(
-        f"{path} does not fit on the disk, it needs {need_bytes:,} bytes or more and {free:,} are free: "
-        "make room and run the same command again"
-    )
-
-
-@contextmanager
-def whole(path: Path, need_bytes: int = 0) -> Iterator[Path]:
-    """Gives `<path>.part` to write to and puts it in place at the end: nobody ever sees half a file.
-
-    Args:
-        path: where the file ends up; its folder is made.
-        need_bytes: how large it will be, where that is known: too full a disk is noticed before the first byte.
-
-    Raises:
-        Refusal: the disk is full. What was at `path` before is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if need_bytes and shutil.disk_usage(path.parent).free < need_bytes:
-        raise _full(path, need_bytes)
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _full(path, max(need_bytes, part.stat().st_size if part.exists() else 0)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole."""
-    with whole(path) as part:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _clock(seconds: float) -> str:

@@ -31,7 +31,7 @@ Rules = Mapping[str, Mapping[str, float]]
 
 
 class Recipe(Protocol):
-    """AdamW with linear warm-up and half-cosine decay: the fields of `cards.Recipe`."""
+    """AdamW with linear warm-up and half-cosine decay: the fields of `configuration.Recipe`."""
 
     lr: float
     weight_decay: float
@@ -242,7 +242,8 @@ def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
         except RuntimeError as error:
             if not stop.asked:
                 raise
-            # The signal also killed the loader's workers. The step in hand may be half done: the last state counts.
+            # The signal killed the loader's workers while they started, before they ignore it. The step in hand may be
+            # half done: the last state counts.
             raise Resumable(f"{plan.label} was stopped by {stop.asked}, an earlier state is saved") from error
         finally:
             run.journal.close()

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from voxprior.engine.journal import Damaged, whole
+from voxprior.engine.journal import Damaged
+from voxprior.whole import whole
 
 State = dict[str, Any]
 _KEPT = 2

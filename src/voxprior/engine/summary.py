@@ -6,8 +6,8 @@ from typing import Any
 
 from voxprior.engine import device as devices
 from voxprior.engine import state
-from voxprior.engine.journal import whole, write_json
 from voxprior.engine.loop import Outcome, Plan
+from voxprior.whole import whole, write_json
 
 
 def summarise(

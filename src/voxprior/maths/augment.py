@@ -55,17 +55,21 @@ def _per_sample(value_B: Tensor) -> Tensor:
     return value_B.view(-1, 1, 1, 1, 1)
 
 
-def flip(
-    volume_BCZYX: Tensor, labels_BZYX: Tensor, key_B: Tensor, probability_zyx: tuple[float, float, float]
-) -> tuple[Tensor, Tensor]:
-    """Mirrors each axis of each sample with its probability. Mirroring X swaps left and right organs."""
-    drawn_B3 = chance.uniform(key_B, "augment/flip", (3,))
-    for axis, probability in enumerate(probability_zyx):
-        if probability > 0:
-            chosen_B = drawn_B3[:, axis] < probability
-            volume_BCZYX = torch.where(chosen_B.view(-1, 1, 1, 1, 1), volume_BCZYX.flip(2 + axis), volume_BCZYX)
-            labels_BZYX = torch.where(chosen_B.view(-1, 1, 1, 1), labels_BZYX.flip(1 + axis), labels_BZYX)
-    return volume_BCZYX, labels_BZYX
+def draw_flips(key_B: Tensor, stream: str, probability_zyx: tuple[float, float, float]) -> Tensor:
+    """Draws for each sample along which of Z, Y, X it is mirrored: (B, 3) bool."""
+    drawn_B3 = chance.uniform(key_B, stream, (3,))
+    return torch.stack([drawn_B3[:, axis] < probability for axis, probability in enumerate(probability_zyx)], dim=1)
+
+
+def flip(value_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
+    """Mirrors each sample along the axes, the last three, that its row says: (B, ..., Z, Y, X), voxels or patches.
+
+    Mirroring X swaps left and right organs.
+    """
+    for axis in range(3):
+        chosen_B = flipped_B3[:, axis].reshape(-1, *[1] * (value_BZYX.ndim - 1))
+        value_BZYX = torch.where(chosen_B, value_BZYX.flip(axis - 3), value_BZYX)
+    return value_BZYX
 
 
 def rotation(angle_B3: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a pretraining method is: the types that one file beside its paper shares with the training loop.
 
-`methods/<m>.py` offers `Config`, `region(config, backbone)`, `Model` and `accepts(backbone)`; DESIGN in
+`methods/<m>.py` offers `TITLE`, `Config`, `region(config, backbone)`, `Model` and `accepts(backbone)`; DESIGN in
 `docs/architecture.md`. `Batch` is a plain dict of tensors:
 
     region_BCZYX   int16, prepared intensities (float = int16 * quantum, in [0, 1]); padding holds the minimum, 0

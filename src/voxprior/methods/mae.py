@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import chance
+from voxprior.maths.augment import draw_flips, flip
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.maths.losses import masked_patch_error
 from voxprior.maths.masking import random_masked, split, visible_count
@@ -108,14 +108,6 @@ class Views(NamedTuple):
     key_B: Tensor
 
 
-def flip(values_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
-    """Mirrors each sample along the axes (the last three) that its row of `flipped_B3` says: (B, ..., Z, Y, X)."""
-    for axis in range(3):
-        chosen = flipped_B3[:, axis].reshape(-1, *[1] * (values_BZYX.ndim - 1))
-        values_BZYX = torch.where(chosen, values_BZYX.flip(axis - 3), values_BZYX)
-    return values_BZYX
-
-
 class Decoder(nn.Module):
     """The light transformer that predicts masked patches and is thrown away. He et al. 2022, section 3 "decoder"."""
 
@@ -165,7 +157,7 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Flips the crop, hides patches and notes which patches are real. He et al. 2022, section 3 "masking"."""
-        flipped_B3 = chance.uniform(key_B, "flip", (3,)) < self.config.flip
+        flipped_B3 = draw_flips(key_B, "flip", (self.config.flip,) * 3)
         z, y, x = self.grid_zyx
         valid_BN = valid_patches(batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.patch_vox)
         return Views(

@@ -23,7 +23,7 @@ token = token; hierarchical encoder = encoder; LightDecoder = decoder.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import chance, masking, patches
+from voxprior.maths import augment, masking, patches
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods.contract import Batch, Term, volume_from
 from voxprior.nets.backbones import Backbone
@@ -83,18 +83,6 @@ def region(config: Config, backbone: Backbone) -> Region:
     return Region(config.crop_vox)
 
 
-def flipped(
-    volume_BCZYX: Tensor, lo_B3: Tensor, hi_B3: Tensor, key_B: Tensor, probability: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirrors each sample along each axis with the given probability, and its valid box with it."""
-    flip_B3 = chance.uniform(key_B, "flip", (3,)) < probability
-    size_3 = torch.tensor(volume_BCZYX.shape[2:], device=lo_B3.device)
-    for axis in range(3):
-        flip_B = flip_B3[:, axis, None, None, None, None]
-        volume_BCZYX = torch.where(flip_B, volume_BCZYX.flip(axis + 2), volume_BCZYX)
-    return volume_BCZYX, torch.where(flip_B3, size_3 - hi_B3, lo_B3), torch.where(flip_B3, size_3 - lo_B3, hi_B3)
-
-
 def patch_loss(predicted_BNV: Tensor, patch_BNV: Tensor) -> Tensor:
     """Computes the mean squared error of every patch against its standardised voxels: (B, N) float32 (eq. ?)."""
     return (predicted_BNV.float() - patches.standardise(patch_BNV)).square().mean(dim=-1)
@@ -116,6 +104,7 @@ class Fill(nn.Module):
         self.project = nn.Identity() if same else nn.Conv3d(channels_in, channels_out, kernel, padding=kernel // 2)
 
     def forward(self, feature_BCZYX: Tensor, visible: Visible) -> Tensor:
+        """Returns the dense level, (B, channels_out, Z, Y, X)."""
         normed_BCZYX = self.norm(feature_BCZYX, visible)
         token_1C111 = self.token.to(normed_BCZYX.dtype)
         return self.project(torch.where(visible.voxels_B1ZYX, normed_BCZYX, token_1C111))
@@ -132,11 +121,12 @@ class DecoderBlock(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels // 2, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(math.gcd(8, channels // 2), channels // 2)
         nn.init.kaiming_normal_(self.up.weight, mode="fan_out")
-        nn.init.zeros_(self.up.bias)
+        nn.init.zeros_(cast(Tensor, self.up.bias))
         for conv in (self.conv1, self.conv2):
             nn.init.trunc_normal_(conv.weight, std=0.02)
 
     def forward(self, feature_BCZYX: Tensor) -> Tensor:
+        """Returns half the channels at twice the resolution."""
         feature_BCZYX = F.relu6(self.norm1(self.conv1(self.up(feature_BCZYX))))
         return self.norm2(self.conv2(feature_BCZYX))
 
@@ -155,7 +145,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(width // 2**i) for i in range(levels))
         self.head = nn.Conv3d(width // 2**levels, 1, kernel_size=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(cast(Tensor, self.head.bias))
 
     def forward(self, features: list[Tensor], visible: list[Visible]) -> Tensor:
         """Takes features and masks of the encoder's strides, finest first; returns (B, 1, Z, Y, X)."""
@@ -194,13 +184,14 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Mirrors the crops and hides exactly `round(mask_ratio * N)` patches of each."""
-        volume_BCZYX, lo_B3, hi_B3 = flipped(
-            volume_from(batch), batch["valid_lo_B3"], batch["valid_hi_B3"], key_B, self.config.flip
+        flipped_B3 = augment.draw_flips(key_B, "flip", (self.config.flip,) * 3)
+        valid_BN = valid_patches(
+            batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
         )
         return Views(
-            volume_BCZYX,
+            augment.flip(volume_from(batch), flipped_B3),
             masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio),
-            valid_patches(lo_B3, hi_B3, self.config.crop_vox, self.encoder.unit_vox),
+            augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
         )
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:

@@ -15,7 +15,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Backbone:
-    """One backbone: family and the fields of `cards.Vit` or `cards.Cnn`."""
+    """One backbone: family and the fields of `configuration.Vit` or `configuration.Cnn`."""
 
     name: str
     family: Literal["vit", "cnn"]

@@ -10,6 +10,7 @@ Parameter names are those of the authors' `conv_blocks_context`, for exchanging 
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class ResidualBlock(nn.Module):
         self.conv3 = nn.Conv3d(channels_in, channels_out, kernel_size=1, stride=stride) if opens else None
 
     def forward(self, feature_BCZYX: Tensor, visible: Visible | None = None) -> Tensor:
+        """Returns the block's features; hidden voxels are 0."""
         # The norms hide what conv1 and conv2 wrote into hidden voxels; the shortcut has no norm and is hidden here.
         inner_BCZYX = F.leaky_relu(self.norm1(self.conv1(feature_BCZYX), visible), SLOPE, inplace=True)
         inner_BCZYX = self.norm2(self.conv2(inner_BCZYX), visible)
@@ -78,15 +80,16 @@ class ResidualEncoder(nn.Module):
         """
         sides = [-(-side // self.unit_vox) for side in volume_BCZYX.shape[2:]]
         if visible is None and max(sides) == 1:
+            size = "x".join(map(str, volume_BCZYX.shape[2:]))
             raise Refusal(
-                f"a crop of {'x'.join(map(str, volume_BCZYX.shape[2:]))} voxels is one voxel after {len(self.channels)} "
-                f"stages: make a side larger than {self.unit_vox} or take a backbone with fewer stages"
+                f"a crop of {size} voxels is one voxel after {len(self.channels)} stages: "
+                f"make a side larger than {self.unit_vox} or take a backbone with fewer stages"
             )
-        masks = visible or [None] * len(self.channels)
+        masks: list[Visible | None] = [*visible] if visible else [None] * len(self.channels)
         feature_BCZYX = hide(volume_BCZYX, masks[0])
         features = []
         for blocks, mask in zip(self.conv_blocks_context, masks, strict=True):
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 feature_BCZYX = block(feature_BCZYX, mask)
             features.append(feature_BCZYX)
         return features

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Visible(NamedTuple):
-    """What is visible at one stride: `voxels_B1ZYX` bool, and how many per sample, `count_B1111` float32, at least 1."""
+    """What is visible at one stride: `voxels_B1ZYX` bool; how many per sample, `count_B1111` float32, at least 1."""
 
     voxels_B1ZYX: Tensor
     count_B1111: Tensor
@@ -63,6 +63,7 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, feature_BCZYX: Tensor, visible: Visible | None = None) -> Tensor:
+        """Returns the normalised features, of the same shape and type; hidden voxels are 0."""
         if visible is None:
             return self._dense(feature_BCZYX)
         zyx = (2, 3, 4)

@@ -7,6 +7,7 @@ parameter names (`upsample_layers`, `conv_blocks_localization`, `seg_outputs`, d
 """
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Rise(nn.Module):
         self.conv = nn.Conv3d(channels_in, channels_out, kernel_size=1)
 
     def forward(self, feature_BCZYX: Tensor, size_zyx: torch.Size) -> Tensor:
+        """Returns (B, channels_out, *size_zyx)."""
         return F.interpolate(self.conv(feature_BCZYX), size=size_zyx, mode="nearest")
 
 
@@ -49,12 +51,13 @@ class UNet(nn.Module):
         self.seg_outputs = nn.ModuleList(nn.Conv3d(high, classes, kernel_size=1) for _, high in pairs)
 
     def forward(self, volume_BCZYX: Tensor) -> Tensor | list[Tensor]:
+        """Returns logits at full resolution; in training those of every decoder resolution, full resolution first."""
         *skips, feature_BCZYX = self.encoder(volume_BCZYX)
         logits = []
         steps = zip(self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, reversed(skips), strict=True)
         for rise, blocks, head, skip_BCZYX in steps:
             feature_BCZYX = torch.cat([rise(feature_BCZYX, skip_BCZYX.shape[2:]), skip_BCZYX], dim=1)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 feature_BCZYX = block(feature_BCZYX)
             if self.training or skip_BCZYX is skips[0]:
                 logits.append(head(feature_BCZYX))

@@ -94,7 +94,8 @@ class Model(nn.Module):
         """Augments image and labels together; padding is unlabelled."""
         c = self.config
         labels = batch["labels_BZYX"].masked_fill(~real_voxels(batch), UNKNOWN)
-        volume, labels = augment.flip(volume_from(batch), labels, key_B, c.flip_zyx)
+        flipped_B3 = augment.draw_flips(key_B, "augment/flip", c.flip_zyx)
+        volume, labels = augment.flip(volume_from(batch), flipped_B3), augment.flip(labels, flipped_B3)
         volume, labels = augment.affine(
             volume, labels, key_B, batch["spacing_mm_B3"], c.affine, c.turn_degrees, c.scale
         )

@@ -114,13 +114,13 @@ def case_table(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([mean, counts], axis=1).reset_index()
 
 
-def mean_dice(curve_table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Nests the test cohort's mean Dice: {backbone: {init: {budget: value}}}."""
-    nested: dict[str, dict[str, dict[str, float]]] = {}
+def mean_dice(curve_table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Nests the test cohort's mean Dice: {backbone: {init: {budget: value}}}, None where no case has a score."""
+    nested: dict[str, dict[str, dict[str, float | None]]] = {}
     rows = curve_table.query("cohort == 'test' and metric == 'dice' and `class` == 'mean'")
     for row in rows.to_dict("records"):
         arm = nested.setdefault(row["backbone"], {}).setdefault(row["init"], {})
-        arm[str(row["budget"])] = round(float(row["mean"]), 6)
+        arm[str(row["budget"])] = None if pd.isna(row["mean"]) else round(float(row["mean"]), 6)
     return nested
 
 

@@ -4,7 +4,6 @@ A file that every finished run has is demanded; what only some runs have (pictur
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +127,3 @@ def read_benchmarks(results: Path) -> pd.DataFrame:
         row["cpu_time"] = table["cpu_time"].sum(min_count=1)
         rows.append({"job": path.relative_to(root).with_suffix("").as_posix(), **row})
     return pd.DataFrame(rows, columns=["job", "s", "max_rss", "cpu_time"])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file by rename: it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)

@@ -39,7 +39,7 @@ def build(config: dict[str, Any], results: Path, overlays: list[Overlay]) -> Rep
     """Builds the report of a finished study.
 
     Args:
-        config: the resolved study (`cards.Resolved` as plain data).
+        config: the resolved study (`configuration.Resolved` as plain data).
         results: its results folder, with tables.
         overlays: test cases to show, see `facts.picked_cases`.
 

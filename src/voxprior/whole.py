@@ -1,0 +1,74 @@
+"""Files that are whole or absent: written beside their place and renamed when they are complete and on the disk.
+
+Imports the standard library alone, so that every room and every verb can afford it.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from voxprior.errors import Refusal
+
+
+def _full(path: Path, need_bytes: int) -> Refusal:
+    free = shutil.disk_usage(path.parent).free
+    return Refusal(
+        f"{path} does not fit on the disk, it needs {need_bytes:,} bytes or more and {free:,} are free: "
+        "make room and run the same command again"
+    )
+
+
+@contextmanager
+def whole(path: Path, need_bytes: int = 0) -> Iterator[Path]:
+    """Gives `<path>.part` to write to and puts it in place at the end: nobody ever sees half a file.
+
+    Args:
+        path: where the file ends up; its folder is made.
+        need_bytes: how large it will be, where that is known: too full a disk is noticed before the first byte.
+
+    Raises:
+        Refusal: the disk is full. What was at `path` before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if need_bytes and shutil.disk_usage(path.parent).free < need_bytes:
+        raise _full(path, need_bytes)
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _full(path, max(need_bytes, part.stat().st_size if part.exists() else 0)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, UTF-8, line ends as they are in the text.
+
+    Raises:
+        Refusal: the disk is full.
+    """
+    content = text.encode()
+    with whole(path, need_bytes=len(content)) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
+    """Writes a JSON file whole, indented by one space.
+
+    Raises:
+        Refusal: the disk is full.
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    text = json.dumps(content, indent=1, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
