@@ -6,6 +6,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 TORCH_BACKEND ?=
 CORES ?= all
 CONFIG ?= config/config.yaml
+# The results folder of the study that `track` and `ui` publish.
+RESULTS ?= results
 export PATH := $(BIN):$(PATH)
 # uv does not read pip's setting for folders with wheels.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -51,7 +53,7 @@ lock: setup ## write constraints.txt anew: universal, without hosts
 	  --no-header --no-annotate --upgrade -o constraints.txt
 
 track: setup ## publish the runs so far to MLflow
-	voxprior track --config results/config.json --results results --output results/tracked.json
+	voxprior track --config $(RESULTS)/config.json --results $(RESULTS) --output $(RESULTS)/tracked.json
 
 ui: track ## open the MLflow UI on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

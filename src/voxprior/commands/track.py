@@ -83,6 +83,7 @@ def finished_runs(results: Path, study: dict[str, Any]) -> Iterator[tuple[dict[s
             tags.setdefault("seed", str(card.get("pretrain", {}).get("seed", "")))
             files = {
                 "name": str(folder.relative_to(results)),
+                "title": title(stage, tags),
                 "key": f"{stage}:{summary['card_hash']}:{folder.relative_to(results)}",
                 "metrics": [*journal_metrics(folder), *final_metrics(folder, summary)],
                 "artifacts": [path for path in (summary_file, folder / "load_report.json") if path.exists()],
@@ -92,8 +93,15 @@ def finished_runs(results: Path, study: dict[str, Any]) -> Iterator[tuple[dict[s
     if report.exists():
         tags = {"study": study["study"], "stage": "report", "dataset": study["dataset"]}
         tables = sorted((results / "tables").glob("*"))
-        files = {"name": "report", "key": f"report:{study['study']}", "metrics": [], "artifacts": [report, *tables]}
+        files = {"name": "report", "title": "report", "key": f"report:{study['study']}", "metrics": [], "artifacts": [report, *tables]}
         yield {"tags": tags, "params": flat({key: study[key] for key in ("split", "pretrain", "finetune")})}, files
+
+
+def title(stage: str, tags: dict[str, str]) -> str:
+    """Names a run so that the UI's narrow column still tells it from its neighbours."""
+    if stage == "pretrain":
+        return f"{tags['init']} pretraining, {tags['backbone']}"
+    return f"{tags['init']} {tags['budget']} labels s{tags['seed']}, {tags['backbone']}"
 
 
 def journal_metrics(folder: Path) -> list[tuple[str, float, int]]:
@@ -148,7 +156,7 @@ def publish(client: Any, experiment: str, card: dict[str, Any], files: dict[str,
         if found.data.tags.get(CONTENT) == content and found.info.status == "FINISHED":
             return str(found.info.run_id)
         client.delete_run(found.info.run_id)
-    run_id = client.create_run(experiment, run_name=files["name"], tags={TAG: quoted}).info.run_id
+    run_id = client.create_run(experiment, run_name=files["title"], tags={TAG: quoted}).info.run_id
     tags = [RunTag(key, value) for key, value in card["tags"].items()]
     client.log_batch(run_id, tags=tags, params=[Param(key, value) for key, value in card["params"].items()][:100])
     stamp = client.get_run(run_id).info.start_time
