@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from voxprior.configuration import (
+    ClassName,
     Compare,
     Layout,
     Name,
@@ -51,7 +52,7 @@ class IntakeCard(Strict):
 
     dataset: Name
     layout: Layout
-    classes: dict[Name, list[Positive]]
+    classes: dict[ClassName, list[Positive]]
     patient: str | None = None
     person: str | None = None
     simulated: bool = False
@@ -93,7 +94,7 @@ class FinetuneCard(Strict):
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
     recipe: Recipe
-    classes: list[Name]
+    classes: list[ClassName]
     steps: Positive
     batch_size: Positive
     crop_vox: ZyxVox
@@ -115,7 +116,7 @@ class PredictCard(Strict):
 class ScoreCard(Strict):
     """`datasets[name][i]` lists the label values of class i + 1 in that dataset's files; empty: not scored there."""
 
-    classes: list[Name]
+    classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
     score: Score
 
@@ -127,7 +128,7 @@ class CompareCard(Strict):
     title: str
     dataset: Name
     external: list[Name]
-    classes: list[Name]
+    classes: list[ClassName]
     compare: Compare
     simulated: bool
     cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, seed of every cell")

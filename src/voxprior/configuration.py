@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from voxprior.errors import Refusal
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Zyx = tuple[float, float, float]
 ZyxVox = tuple[int, int, int]
 Positive = Annotated[int, Field(ge=1)]
@@ -59,7 +60,10 @@ class Layout(Strict):
     """How files lie below the dataset's folder.
 
     kind `decathlon`: a `dataset.json` as the Medical Segmentation Decathlon writes it. kind `folder`: globs with
-    `{case}` where the case's name stands; a label template without `{case}` serves every case.
+    `{case}` where the case's name stands; a label template without `{case}` serves every case. A label template with
+    `{case}` and `{class}` finds a binary file per class; `{class}` stands for the names in the dataset's `classes`, and
+    each has exactly one value then, from 1 to 255. Intake merges the files of a case into one label map; where they
+    overlap, the class with the greatest value is kept.
     """
 
     kind: Literal["decathlon", "folder"]
@@ -87,7 +91,7 @@ class Dataset(Strict):
     modality: Literal["ct", "mr", "other"]
     source: Source
     layout: Layout
-    classes: dict[Name, list[Positive]] = Field(description="class name -> values in the label files")
+    classes: dict[ClassName, list[Positive]] = Field(description="class name -> values in the label files")
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
     simulate: Simulate | None = None
@@ -217,7 +221,7 @@ class Study(Strict):
     mirror: str | None = Field(None, description="folder or URL tried before a dataset's own source")
     dataset: Name
     external: list[Name] = Field([], description="datasets that are only predicted and scored")
-    classes: list[Name] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
+    classes: list[ClassName] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
     prepare: Prepare
     split: Split
     inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")

@@ -15,8 +15,10 @@ def files(root: Path) -> list[str]:
 def test_decathlon_lists_labelled_and_unlabelled_cases(tmp_path):
     root = phantoms.write_decathlon(tmp_path / "Task99", cases=2, unlabelled=1).parent
     found = layouts.list_cases(Layout(kind="decathlon", root="Task99"), root, files(root))
-    assert found[0] == ("phantom_000", "Task99/imagesTr/phantom_000.nii.gz", "Task99/labelsTr/phantom_000.nii.gz", "")
-    assert found[2] == ("phantom_002", "Task99/imagesTs/phantom_002.nii.gz", None, "")
+    assert found[0] == layouts.Entry(
+        "phantom_000", "Task99/imagesTr/phantom_000.nii.gz", "Task99/labelsTr/phantom_000.nii.gz", ""
+    )
+    assert found[2] == layouts.Entry("phantom_002", "Task99/imagesTs/phantom_002.nii.gz", None, "")
 
 
 def test_decathlon_names_a_missing_label_and_skips_absent_test_scans(tmp_path):
@@ -40,8 +42,8 @@ def test_folder_pairs_by_case_and_finds_what_has_no_partner():
     names = ["a/img1_0000.nii.gz", "a/img2_0000.nii.gz", "b/lab1.nii.gz", "b/lab3.nii.gz", "readme.txt"]
     layout = Layout(kind="folder", images="a/img{case}_0000.nii.gz", labels="b/lab{case}.nii.gz")
     found = layouts.list_cases(layout, Path("root"), names)
-    assert found[0] == ("1", "a/img1_0000.nii.gz", "b/lab1.nii.gz", "")
-    assert found[1] == ("2", "a/img2_0000.nii.gz", None, "")
+    assert found[0] == layouts.Entry("1", "a/img1_0000.nii.gz", "b/lab1.nii.gz", "")
+    assert found[1] == layouts.Entry("2", "a/img2_0000.nii.gz", None, "")
     assert found[2].case == "3" and found[2].defect == "a label without an image"
 
 
@@ -71,3 +73,33 @@ def test_validation_cases_and_test_dicts_are_read(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     found = layouts.list_cases(Layout(kind="decathlon"), tmp_path, ["v/a.nii.gz", "w/a.nii.gz", "t/b.nii.gz"])
     assert [(entry.case, entry.label) for entry in found] == [("a", "w/a.nii.gz"), ("b", None)]
+
+
+CLASSES = ("vertebrae_L1", "rib_1", "rib_10")
+PER_CLASS = Layout(kind="folder", root="top", images="{case}/ct.nii.gz", labels="{case}/seg/{class}.nii.gz")
+
+
+def test_files_per_class_are_listed_by_class_and_other_files_are_not_looked_at():
+    names = ["top/s1/ct.nii.gz", "top/s2/ct.nii.gz", "top/s1/seg/rib_2.nii.gz"]
+    names += [f"top/s1/seg/{name}.nii.gz" for name in CLASSES]
+    found = layouts.list_cases(PER_CLASS, Path("r"), names, CLASSES)
+    parts = tuple((name, f"top/s1/seg/{name}.nii.gz") for name in CLASSES)
+    assert found == [
+        layouts.Entry("s1", "top/s1/ct.nii.gz", None, "", parts),
+        layouts.Entry("s2", "top/s2/ct.nii.gz", None),
+    ]
+
+
+def test_two_files_of_one_class_and_class_files_without_an_image_are_named():
+    layout = Layout(kind="folder", images="{case}.nii.gz", labels="**/{case}_{class}.nii.gz")
+    names = ["s_1.nii.gz", "a/s_1_rib_1.nii.gz", "b/s_1_rib_1.nii.gz", "a/s_2_rib_10.nii.gz"]
+    found = {entry.case: entry.defect for entry in layouts.list_cases(layout, Path("r"), names, CLASSES)}
+    assert found["s_1"].startswith("2 label files match class rib_1: a/s_1_rib_1.nii.gz, b/")
+    assert found["s_2"] == "a label without an image"
+
+
+@pytest.mark.parametrize(("labels", "classes"), [("{class}.nii.gz", CLASSES), ("{case}/{class}.nii.gz", ())])
+def test_a_class_template_without_cases_or_classes_is_refused(labels, classes):
+    layout = Layout(kind="folder", images="{case}/ct.nii.gz", labels=labels)
+    with pytest.raises(Refusal, match="has {class} in its labels template"):
+        layouts.list_cases(layout, Path("r"), ["s1/ct.nii.gz"], classes)

@@ -9,22 +9,26 @@ from typing import Any
 def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     """Looks at every case and writes the table of usable cases and the table of those set aside.
 
+    Labels in a file per class are merged into `labels/<case>.nii.gz` beside the table of usable cases.
+
     Raises:
-        Refusal: no case can be used.
+        Refusal: no case can be used; the classes do not suit a layout with a file per class.
     """
     from voxprior.cards import read_card
-    from voxprior.data import intake, layouts, sources
+    from voxprior.data import intake, labels, layouts, sources
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
     from voxprior.whole import write_text
 
     content = read_card("intake", card)
     root, files = sources.files_of(sources.read_manifest(manifest), manifest)
-    entries = layouts.list_cases(content.layout, root, files)
+    entries = layouts.list_cases(content.layout, root, files, list(content.classes))
+    merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
     identity = intake.Identity(content.dataset, content.patient, content.person, content.simulated)
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
-    for kind, row in progress(intake.examine(entries, root, identity), len(entries), f"intake {content.dataset}"):
+    looked = intake.examine(entries, root, identity, merger)
+    for kind, row in progress(looked, len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))
     if not usable:

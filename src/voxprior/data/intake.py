@@ -1,7 +1,7 @@
 """Intake: looks at every case of a dataset once, and says which can be used.
 
 A case that cannot be used is set aside with its defect and an advice; the others go on. What is mended is mended in
-memory only, and named in the `repairs` column.
+memory only, and named in the `repairs` column. Labels in a file per class are merged into one label map per case.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from voxprior.data import volume
+from voxprior.data.labels import ClassFiles, fit
 from voxprior.data.layouts import Entry
 from voxprior.errors import Refusal
 
@@ -24,9 +25,6 @@ CASES = (
     "shape_zyx", "spacing_zyx_mm", "content_sha256", "repairs",
 )  # fmt: skip
 QUARANTINE = ("case", "dataset", "file", "defect", "advice")
-
-FAR_VOX = 0.25  # a label map shifted by more than this against its image is another scan's, or a wrong header
-NEAR_VOX = 1e-3  # less is rounding: NIfTI stores float32
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,19 @@ def content_sha256(image: sitk.Image) -> str:
     return digest.hexdigest()
 
 
-def examine(entries: Iterable[Entry], root: Path, identity: Identity) -> Iterator[tuple[str, dict[str, Any]]]:
+def examine(
+    entries: Iterable[Entry], root: Path, identity: Identity, merger: ClassFiles | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
+
+    `merger` is needed for entries with a file per class; their label is what it merges.
 
     The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
     """
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity)
+            row = _row(entry, root, identity, merger)
         except Refusal as refusal:
             yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
             continue
@@ -92,23 +94,20 @@ def examine(entries: Iterable[Entry], root: Path, identity: Identity) -> Iterato
             yield "case", row
 
 
-def _row(entry: Entry, root: Path, identity: Identity) -> dict[str, Any]:
+def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None) -> dict[str, Any]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
     patient = identity.patient_of(entry.case)
     image = volume.read_scan(root / entry.image)
     grid = volume.Grid.of(image)
-    repairs: list[str] = []
-    if entry.label is not None:
-        label, repairs = volume.read_label(root / entry.label)
-        repairs += _fit(root / entry.label, volume.Grid.of(label), grid)
+    label, repairs = _label(entry, root, grid, merger)
     return {
         "case": entry.case,
         "dataset": identity.dataset,
         "patient": patient,
         "person": identity.person or f"{identity.dataset}/{patient}",
         "image": _from_here(root / entry.image),
-        "label": "" if entry.label is None else _from_here(root / entry.label),
+        "label": "" if label is None else _from_here(label),
         "simulated": str(identity.simulated).lower(),
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
         "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
@@ -117,19 +116,25 @@ def _row(entry: Entry, root: Path, identity: Identity) -> dict[str, Any]:
     }
 
 
-def _fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
-    """Checks that a label map lies on its image, by where the corner voxels are in the world; names a repair."""
-    if label.size_xyz != image.size_xyz:
-        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (label, image)]
-        raise Refusal(f"{path} has {shapes[0]} voxels where its image has {shapes[1]}: export both on one grid")
-    apart_mm = float(np.abs(label.corners_mm() - image.corners_mm()).max())
-    voxel_mm = min(image.spacing_xyz_mm)
-    if apart_mm > FAR_VOX * voxel_mm:
-        raise Refusal(
-            f"{path} lies up to {apart_mm:.3g} mm beside its image (spacing, origin or direction differ): export both "
-            "on one grid, or correct the header that is wrong"
-        )
-    return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
+def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | None) -> tuple[Path | None, list[str]]:
+    """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs)."""
+    if entry.parts:
+        if merger is None:
+            raise ValueError(f"case {entry.case} has a file per class: give examine what merges them")
+        files = {name: root / file for name, file in entry.parts}
+        lacking = [name for name in merger.values if name not in files or not files[name].is_file()]
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise Refusal(
+                f"{root / entry.image} has no label file of class {', '.join(lacking[:3])}{more}: restore it (all 0 "
+                "where the scan does not show the class), or take the class out of the dataset's 'classes'"
+            )
+        return merger.merge(entry.case, files, image)
+    if entry.label is None:
+        return None, []
+    path = root / entry.label
+    label, repairs = volume.read_label(path)
+    return path, repairs + fit(path, volume.Grid.of(label), image)
 
 
 def _from_here(path: Path) -> str:
@@ -141,7 +146,8 @@ def _from_here(path: Path) -> str:
 def _defect(entry: Entry, root: Path, dataset: str, sentence: str) -> dict[str, Any]:
     """Splits a refusal's sentence, 'file ... defect: advice', into columns."""
     defect, _, advice = sentence.rpartition(": ")
-    named = entry.label if entry.label is not None and str(root / entry.label) in sentence else entry.image
+    labels = [entry.label or entry.image, *(file for _, file in entry.parts)]
+    named = next((file for file in labels if str(root / file) in sentence), entry.image)
     for file in (root / entry.image, root / named):
         defect = defect.removeprefix(str(file)).lstrip(": ")
     file_ = _from_here(root / named)

@@ -6,6 +6,7 @@ dataset's root and use forward slashes.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,28 +24,34 @@ class Layout(Protocol):
 
 
 class Entry(NamedTuple):
-    """One case: its image and label below the root; no label = unlabelled. `defect` says why it cannot be used."""
+    """One case: its image and label below the root; no label = unlabelled. `defect` says why it cannot be used.
+
+    Where each class has a file of its own, `label` is None and `parts` lists (class, file).
+    """
 
     case: str
     image: str
     label: str | None
     defect: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
 
-def list_cases(layout: Layout, root: Path, files: list[str]) -> list[Entry]:
+def list_cases(layout: Layout, root: Path, files: list[str], classes: Sequence[str] = ()) -> list[Entry]:
     """Lists the cases of a dataset in a stable order, labelled or not.
 
     Args:
         layout: kind, root and templates; its `root` is a folder below `root`.
         root: the dataset's folder.
         files: the files that belong to the dataset, relative to `root`; what else lies there is not looked at.
+        classes: the class names that `{class}` in a label template stands for.
 
     Raises:
-        Refusal: no case at all; `dataset.json` is missing or unreadable; a template is missing.
+        Refusal: no case at all; `dataset.json` is missing or unreadable; a template is missing, or has `{class}`
+            without `{case}` or where no classes are given.
     """
     prefix = "" if layout.root in ("", ".") else layout.root.strip("/") + "/"
     inside = sorted(file[len(prefix) :] for file in files if file.startswith(prefix))
-    found = LAYOUTS[layout.kind](layout, root / prefix, inside)
+    found = LAYOUTS[layout.kind](layout, root / prefix, inside, classes)
     if not found:
         raise Refusal(f"{root / prefix} holds no case of layout '{layout.kind}': check the layout's root and templates")
     claims: dict[str, int] = {}
@@ -56,13 +63,14 @@ def list_cases(layout: Layout, root: Path, files: list[str]) -> list[Entry]:
             prefix + entry.image,
             None if entry.label is None else prefix + entry.label,
             entry.defect or (f"{claims[entry.case]} files claim this case name" if claims[entry.case] > 1 else ""),
+            tuple((name, prefix + file) for name, file in entry.parts),
         )
         for entry in found
     ]
 
 
 # ------------------------------------------------------------------------------------------------- decathlon
-def _decathlon(layout: Layout, root: Path, files: list[str]) -> list[Entry]:
+def _decathlon(layout: Layout, root: Path, files: list[str], classes: Sequence[str]) -> list[Entry]:
     """Reads `dataset.json` as the Medical Segmentation Decathlon writes it.
 
     `training` and `validation` list {image, label}; `test` lists images, which become unlabelled cases where they are
@@ -96,8 +104,11 @@ def _clean(path: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- folder
-def _pattern(template: str) -> re.Pattern[str]:
-    """Turns a glob with `{case}` into a regular expression; `*` stays inside a folder, `**` does not."""
+def _pattern(template: str, classes: Sequence[str] = ()) -> re.Pattern[str]:
+    """Turns a glob with `{case}` into a regular expression; `*` stays inside a folder, `**` does not.
+
+    `{class}` stands for one of `classes`, and for itself where there are none.
+    """
     parts = {
         "{case}": "(?P<case>[^/]+?)",
         "**/": "(?:.*/)?",
@@ -105,21 +116,24 @@ def _pattern(template: str) -> re.Pattern[str]:
         "*": "[^/]*",
         "?": "[^/]",
     }
-    tokens = re.split(r"(\{case\}|\*\*/|\*\*|\*|\?)", template)
-    text, named = "", False
+    if classes:
+        parts["{class}"] = f"(?P<class>{'|'.join(map(re.escape, classes))})"
+    tokens = re.split(r"(\{case\}|\{class\}|\*\*/|\*\*|\*|\?)", template)
+    text = ""
     for token in tokens:
-        if token == "{case}":
-            text, named = text + ("(?P=case)" if named else parts[token]), True
-        else:
-            text += parts.get(token, re.escape(token))
+        text += parts.get(token, re.escape(token))
+        if token in ("{case}", "{class}") and token in parts:
+            parts[token] = f"(?P={token[1:-1]})"  # from the second time on, the same name again
     return re.compile(text)
 
 
-def _folder(layout: Layout, root: Path, files: list[str]) -> list[Entry]:
+def _folder(layout: Layout, root: Path, files: list[str], classes: Sequence[str]) -> list[Entry]:
     """Matches globs with `{case}`; an image template without it takes each file's stem as the case."""
     if not layout.images:
         raise Refusal(f"layout 'folder' of {root} lacks 'images': give a template such as images/{{case}}.nii.gz")
     images = _match(layout.images, files)
+    if layout.labels and "{class}" in layout.labels:
+        return _class_files(layout.labels, images, root, files, classes)
     labels = _match(layout.labels, files) if layout.labels else []
     shared = bool(layout.labels) and "{case}" not in str(layout.labels)
     by_case: dict[str, list[str]] = {}
@@ -134,6 +148,34 @@ def _folder(layout: Layout, root: Path, files: list[str]) -> list[Entry]:
         found = [entry._replace(defect=f"no file matches the labels template {layout.labels}") for entry in found]
     if not shared:
         found += [Entry(case, own[0], own[0], "a label without an image") for case, own in by_case.items()]
+    return found
+
+
+def _class_files(
+    template: str, images: list[tuple[str, str]], root: Path, files: list[str], classes: Sequence[str]
+) -> list[Entry]:
+    """Pairs images with the label files of their classes."""
+    if "{case}" not in template or not classes:
+        raise Refusal(
+            f"layout 'folder' of {root} has {{class}} in its labels template {template}: that needs {{case}} there "
+            "too, and does not go with 'simulate', which needs one label map"
+        )
+    pattern = _pattern(template, classes)
+    by_case: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        if hit := pattern.fullmatch(file):
+            by_case.setdefault(hit["case"], {}).setdefault(hit["class"], []).append(file)
+    found = []
+    for case, image in images:
+        own = by_case.pop(case, {})
+        twice = [
+            f"{len(some)} label files match class {name}: {', '.join(some)}" for name, some in own.items() if some[1:]
+        ]
+        parts = tuple((name, own[name][0]) for name in classes if name in own)
+        found.append(Entry(case, image, None, "; ".join(twice), parts))
+    for case, own in by_case.items():
+        first = next(iter(own.values()))[0]
+        found.append(Entry(case, first, first, "a label without an image"))
     return found
 
 

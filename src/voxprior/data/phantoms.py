@@ -27,6 +27,9 @@ ORIENTATIONS = {
 }
 
 
+CLASSES = ("one", "two", "three")  # names of the classes 1, 2, 3 where each has a file of its own
+
+
 def make(
     seed: int = 0, shape_zyx: tuple[int, int, int] = SHAPE_ZYX, classes: int = 3
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -105,4 +108,29 @@ def write_folder(
         volume.write_image(volume.from_array(voxels, grid), folder / "images" / name)
         if index < cases:
             volume.write_image(volume.from_array(labels, grid), folder / "labels" / name)
+    return folder
+
+
+def write_per_class(
+    folder: str | Path,
+    cases: int = 4,
+    unlabelled: int = 0,
+    seed: int = 0,
+    shape_zyx: tuple[int, int, int] = SHAPE_ZYX,
+    spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM,
+    orientation: str = "RAS",
+) -> Path:
+    """Writes phantoms as `{case}/ct.nii.gz` and binary `{case}/segmentations/{class}.nii.gz` and returns the folder.
+
+    The classes are named as in `CLASSES`.
+    """
+    folder = Path(folder)
+    grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
+    for index in range(cases + unlabelled):
+        voxels, labels = make(seed + index, shape_zyx)
+        case = folder / f"phantom_{index:03d}"
+        volume.write_image(volume.from_array(voxels, grid), case / "ct.nii.gz")
+        for value, name in enumerate(CLASSES if index < cases else (), 1):
+            binary = (labels == value).astype(np.uint8)
+            volume.write_image(volume.from_array(binary, grid), case / "segmentations" / f"{name}.nii.gz")
     return folder

@@ -1,0 +1,126 @@
+"""Label maps on the grid of their image: checks that one lies there, and merges a file per class into one.
+
+Axes: Z Y X voxels.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from voxprior.data import volume
+from voxprior.data.files import sha256_of, sha256_of_json
+from voxprior.errors import Refusal
+from voxprior.whole import write_json
+
+FAR_VOX = 0.25  # a label map shifted by more than this against its image is another scan's, or a wrong header
+NEAR_VOX = 1e-3  # less is rounding: NIfTI stores float32
+
+
+def fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
+    """Checks that a label map lies on its image, by where the corner voxels are in the world; names a repair.
+
+    Raises:
+        Refusal: another number of voxels, or a corner further away than `FAR_VOX`.
+    """
+    if label.size_xyz != image.size_xyz:
+        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (label, image)]
+        raise Refusal(f"{path} has {shapes[0]} voxels where its image has {shapes[1]}: export both on one grid")
+    apart_mm = float(np.abs(label.corners_mm() - image.corners_mm()).max())
+    voxel_mm = min(image.spacing_xyz_mm)
+    if apart_mm > FAR_VOX * voxel_mm:
+        raise Refusal(
+            f"{path} lies up to {apart_mm:.3g} mm beside its image (spacing, origin or direction differ): export both "
+            "on one grid, or correct the header that is wrong"
+        )
+    return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
+
+
+@dataclass(frozen=True)
+class ClassFiles:
+    """Makes one label map, `<folder>/<case>.nii.gz`, of a case's binary files, one per class.
+
+    `values` names the value of each class in that map. Where files overlap, the class with the greatest value is kept.
+    """
+
+    folder: Path
+    values: Mapping[str, int]
+
+    @classmethod
+    def of(cls, classes: Mapping[str, list[int]], folder: Path) -> "ClassFiles":
+        """Takes the classes of a dataset.
+
+        Raises:
+            Refusal: a class has not exactly one value, or one above 255; two classes share a value.
+        """
+        for name, values in classes.items():
+            if len(values) != 1 or not 1 <= values[0] <= 255:
+                raise Refusal(
+                    f"class {name} has the values {values}, and a layout with {{class}} needs one from 1 to 255: "
+                    "correct 'classes' in the dataset's file"
+                )
+        taken = {values[0]: name for name, values in classes.items()}
+        for name, values in classes.items():
+            if taken[values[0]] != name:
+                raise Refusal(
+                    f"classes {name} and {taken[values[0]]} both have the value {values[0]}, and a layout with "
+                    "{class} needs one of its own for each: correct 'classes' in the dataset's file"
+                )
+        # By value: cards sort their keys, so the order in the dataset's file does not come this far.
+        return cls(folder, {name: value for value, name in sorted(taken.items())})
+
+    def merge(self, case: str, files: Mapping[str, Path], image: volume.Grid) -> tuple[Path, list[str]]:
+        """Merges the files of a case and returns the label map, on the image's grid, and the repairs.
+
+        A label map that is whole and was merged from the same files is left alone: `<case>.json` beside it says so.
+
+        Args:
+            case: its name.
+            files: one file per class in `values`; all must exist.
+            image: grid of the case's image.
+
+        Raises:
+            Refusal: a file cannot be read as a label map, lies on another grid, or is not binary.
+        """
+        path, sidecar = self.folder / f"{case}.nii.gz", self.folder / f"{case}.json"
+        hashes = {name: sha256_of(files[name]) for name in self.values}
+        source = sha256_of_json([dict(self.values), hashes, image.to_json()])
+        done = _read(sidecar)
+        if done.get("source") == source and path.is_file() and sha256_of(path) == done["label_sha256"]:
+            return path, done["repairs"]
+        merged_ZYX, repairs = self._merge(files, image)
+        volume.write_image(volume.from_array(merged_ZYX, image), path)
+        write_json(sidecar, {"source": source, "label_sha256": sha256_of(path), "repairs": repairs})
+        return path, repairs
+
+    def _merge(self, files: Mapping[str, Path], image: volume.Grid) -> tuple[np.ndarray[Any, Any], list[str]]:
+        merged_ZYX = np.zeros(image.shape_zyx, np.uint8)
+        twice_ZYX = np.zeros(image.shape_zyx, bool)
+        repairs: list[str] = []
+        for name, value in self.values.items():
+            label, repaired = volume.read_label(files[name])
+            repairs += repaired + fit(files[name], volume.Grid.of(label), image)
+            voxels_ZYX = sitk.GetArrayViewFromImage(label)
+            inside_ZYX = voxels_ZYX != 0
+            if not np.array_equal(inside_ZYX * voxels_ZYX.max(), voxels_ZYX):
+                raise Refusal(
+                    f"{files[name]} holds more than one value beside 0, and a file of one class must be binary: export "
+                    "it again, or give the layout one label file without {class}"
+                )
+            twice_ZYX |= inside_ZYX & (merged_ZYX != 0)
+            merged_ZYX[inside_ZYX] = value
+        overlapping = int(np.count_nonzero(twice_ZYX))
+        if overlapping:
+            repairs.append(f"{overlapping} voxels in files of several classes, the class of the greatest value kept")
+        return merged_ZYX, list(dict.fromkeys(repairs))
+
+
+def _read(sidecar: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(sidecar.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
