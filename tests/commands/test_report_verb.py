@@ -75,6 +75,7 @@ def test_report_of_a_real_study(make_study):
     summary = json.loads((results / "pretrain/vit_tiny/mae/fold0/summary.json").read_text())
     assert summary["card_hash"] in page.text
     assert {path.name for path in (results / "figures").iterdir()} >= {"budget_vit_tiny_dice.svg"}
+    assert "MAE3D" in (results / "model_card.md").read_text(encoding="utf-8")
     assert not list(results.rglob("*.part"))
 
 

@@ -1,23 +1,26 @@
-"""report: writes the report of a finished study, one HTML file."""
+"""report: writes the report of a finished study, one HTML file, and the card of its models."""
 
 from pathlib import Path
 from typing import Any
 
 
 def run(config: Path, results: Path, output: Path) -> None:
-    """Reads what the steps have written, draws it, and writes the page; its figures also as `figures/*.svg` beside it.
+    """Reads what the steps have written, draws it, and writes the page.
+
+    Beside it lie its figures as `figures/*.svg`, and `model_card.md`.
 
     Raises:
         Refusal: something that a finished study has is missing.
     """
     from voxprior.configuration import Resolved, read_model
-    from voxprior.study import report
+    from voxprior.study import model_card, report
     from voxprior.whole import write_text
 
     content = read_model(Resolved, config, "correct the study").model_dump(mode="json")
     built = report.build(content, results, _read_overlays(content, results))
     for name, svg in built.figures.items():
         write_text(output.parent / "figures" / f"{name}.svg", svg)
+    write_text(output.parent / "model_card.md", model_card.build(content, results))
     write_text(output, built.html)
     print(f"{output}: {len(built.html.encode()) / 2**20:.2f} MiB, {len(built.figures)} figures beside it")
 

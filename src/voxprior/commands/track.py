@@ -93,7 +93,13 @@ def finished_runs(results: Path, study: dict[str, Any]) -> Iterator[tuple[dict[s
     if report.exists():
         tags = {"study": study["study"], "stage": "report", "dataset": study["dataset"]}
         tables = sorted((results / "tables").glob("*"))
-        files = {"name": "report", "title": "report", "key": f"report:{study['study']}", "metrics": [], "artifacts": [report, *tables]}
+        files = {
+            "name": "report",
+            "title": "report",
+            "key": f"report:{study['study']}",
+            "metrics": [],
+            "artifacts": [report, *tables],
+        }
         yield {"tags": tags, "params": flat({key: study[key] for key in ("split", "pretrain", "finetune")})}, files
 
 

@@ -136,14 +136,14 @@ def _backbone(
         else [wording.finding(f, titles[f["init"]], confidence) for f in findings if f["budget"] == smallest],
         "contrasts": [
             {**row, "labels": "" if simulated else wording.labels_equal(dice, row["init"], row["budget"])}
-            for row in _by_metric(contrasts[contrasts["cohort"] == "test"], "difference")
+            for row in by_metric(contrasts[contrasts["cohort"] == "test"], "difference")
         ],
-        "classes": _by_metric(curves[curves["cohort"] == "test"], "mean"),
-        "external": _by_metric(curves[(curves["cohort"] == "external") & (curves["class"] == "mean")], "mean"),
+        "classes": by_metric(curves[curves["cohort"] == "test"], "mean"),
+        "external": by_metric(curves[(curves["cohort"] == "external") & (curves["class"] == "mean")], "mean"),
     }
 
 
-def _by_metric(rows: pd.DataFrame, value: str) -> list[dict[str, Any]]:
+def by_metric(rows: pd.DataFrame, value: str) -> list[dict[str, Any]]:
     """Puts the metrics of one arm, budget and class into one row: {..., "dice": {value, low, high}, "nsd": ...}."""
     keys = [name for name in ("dataset", "init", "budget", "class") if name in rows.columns]
     lines = []
