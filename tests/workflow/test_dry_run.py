@@ -38,10 +38,14 @@ def test_the_default_study_plans_every_step(tmp_path, snakemake, jobs):
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
-def test_every_study_dry_runs(study, tmp_path, snakemake, jobs):
+def test_every_study_dry_runs_and_passes_the_check(study, tmp_path, snakemake, jobs):
     done = snakemake(tmp_path, "-n", "--configfile", str(study))
     assert done.returncode == 0, done.text
     assert jobs(done.text)["finetune"] >= 8
+    checked = f"{yaml.safe_load(study.read_text())['results']}/check.json"
+    done = snakemake(tmp_path, checked, "--cores", "1", "--configfile", str(study))
+    assert done.returncode == 0, done.text
+    assert (tmp_path / checked).exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ rule intake:
     threads: 1
     resources:
         mem_mb=3000,
-        runtime=120,
+        runtime=480,
     message:
         "List and check the cases of {wildcards.dataset}"
     shell:
