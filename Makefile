@@ -31,7 +31,7 @@ run: setup ## the main job: the default study, from scans to report
 	snakemake --cores $(CORES) --configfile $(CONFIG)
 
 test: setup ## unit and workflow tests
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest
 
 test-slow: setup ## the slow ones too
 	python -m pytest -m "not gpu and not slurm and not nnunet"
