@@ -45,6 +45,11 @@ def test_nothing_names_a_private_path():
             assert not found, f"{path}: {found.group()}"
 
 
+def in_a_new_interpreter(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv=['voxprior','--help']\n"
@@ -53,8 +58,7 @@ def test_help_imports_nothing_heavy():
         "heavy={'torch','monai','SimpleITK','pandas','mlflow','scipy','numpy'} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_a_new_interpreter(code)
 
 
 def test_gpu_rooms_import_with_torch_numpy_einops_pydantic_alone():
@@ -68,5 +72,4 @@ def test_gpu_rooms_import_with_torch_numpy_einops_pydantic_alone():
         "    for module in pkgutil.iter_modules(room.__path__):\n"
         "        importlib.import_module(f'{room.__name__}.{module.name}')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_a_new_interpreter(code)

@@ -7,10 +7,12 @@ Axes: Z Y X voxels.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from voxprior.data import volume
 
@@ -60,6 +62,19 @@ def grid_of(
     return volume.Grid((x, y, z), spacing, (-10.5, 20.25, -300.0), tuple(float(d) for d in ORIENTATIONS[orientation]))
 
 
+def series(
+    cases: int,
+    unlabelled: int,
+    seed: int,
+    shape_zyx: tuple[int, int, int],
+    grid: volume.Grid,
+) -> Iterator[tuple[str, sitk.Image, np.ndarray[Any, Any] | None]]:
+    """Makes (name, image, labels) of `phantom_000`, ...; the last `unlabelled` ones have no labels."""
+    for index in range(cases + unlabelled):
+        voxels, labels = make(seed + index, shape_zyx)
+        yield f"phantom_{index:03d}", volume.from_array(voxels, grid), labels if index < cases else None
+
+
 def write_decathlon(
     folder: str | Path,
     cases: int = 4,
@@ -76,14 +91,12 @@ def write_decathlon(
     folder = Path(folder)
     content: dict[str, Any] = {"name": "phantom", "labels": {"0": "background"}, "training": [], "test": []}
     grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
-    for index in range(cases + unlabelled):
-        voxels, labels = make(seed + index, shape_zyx)
-        name = f"phantom_{index:03d}.nii.gz"
-        image = f"{'imagesTr' if index < cases else 'imagesTs'}/{name}"
-        volume.write_image(volume.from_array(voxels, grid), folder / image)
-        if index < cases:
-            volume.write_image(volume.from_array(labels, grid), folder / "labelsTr" / name)
-            content["training"].append({"image": f"./{image}", "label": f"./labelsTr/{name}"})
+    for name, scan, labels in series(cases, unlabelled, seed, shape_zyx, grid):
+        image = f"{'imagesTs' if labels is None else 'imagesTr'}/{name}.nii.gz"
+        volume.write_image(scan, folder / image)
+        if labels is not None:
+            volume.write_image(volume.from_array(labels, grid), folder / "labelsTr" / f"{name}.nii.gz")
+            content["training"].append({"image": f"./{image}", "label": f"./labelsTr/{name}.nii.gz"})
         else:
             content["test"].append(f"./{image}")
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
@@ -102,12 +115,10 @@ def write_folder(
     """Writes phantoms as `images/{case}.nii.gz` and `labels/{case}.nii.gz` and returns the folder."""
     folder = Path(folder)
     grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
-    for index in range(cases + unlabelled):
-        voxels, labels = make(seed + index, shape_zyx)
-        name = f"phantom_{index:03d}.nii.gz"
-        volume.write_image(volume.from_array(voxels, grid), folder / "images" / name)
-        if index < cases:
-            volume.write_image(volume.from_array(labels, grid), folder / "labels" / name)
+    for name, scan, labels in series(cases, unlabelled, seed, shape_zyx, grid):
+        volume.write_image(scan, folder / "images" / f"{name}.nii.gz")
+        if labels is not None:
+            volume.write_image(volume.from_array(labels, grid), folder / "labels" / f"{name}.nii.gz")
     return folder
 
 
@@ -126,11 +137,10 @@ def write_per_class(
     """
     folder = Path(folder)
     grid = grid_of(shape_zyx, spacing_zyx_mm, orientation)
-    for index in range(cases + unlabelled):
-        voxels, labels = make(seed + index, shape_zyx)
-        case = folder / f"phantom_{index:03d}"
-        volume.write_image(volume.from_array(voxels, grid), case / "ct.nii.gz")
-        for value, name in enumerate(CLASSES if index < cases else (), 1):
-            binary = (labels == value).astype(np.uint8)
-            volume.write_image(volume.from_array(binary, grid), case / "segmentations" / f"{name}.nii.gz")
+    for name, scan, labels in series(cases, unlabelled, seed, shape_zyx, grid):
+        volume.write_image(scan, folder / name / "ct.nii.gz")
+        if labels is not None:
+            for value, of in enumerate(CLASSES, 1):
+                binary = (labels == value).astype(np.uint8)
+                volume.write_image(volume.from_array(binary, grid), folder / name / "segmentations" / f"{of}.nii.gz")
     return folder
