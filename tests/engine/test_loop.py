@@ -51,7 +51,7 @@ class Toy(nn.Module):
         error = (self.encoder(noisy) + self.token - clean) ** 2
         return {"error": Term(error.sum(), torch.tensor(error.numel())), "token": Term(self.token.sum() ** 2, 1, 0.5)}
 
-    def after_step(self, progress):
+    def after_step(self, progress, total_steps):
         self.seen += progress
 
 

@@ -42,6 +42,7 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
         steps, card.recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
         rules=rules,
     )  # fmt: skip
+    before = _measures(model)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     _write_encoder(output / "encoder.safetensors", model, content, plan.card_hash)
@@ -49,6 +50,8 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
     inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
     told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
     told["title"] = methods.load(card.method).TITLE
+    told["measured"] = {"start": before, "end": _measures(model)}
+    told["moved"] = _moved(model, _build(card, card_path)[0])
     summary.publish(output, plan, told)
 
 
@@ -82,13 +85,31 @@ def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     return model, method.region(config, backbone), rules
 
 
+def _measures(model: Any) -> dict[str, float]:
+    """Asks the method what it measures about its network, if anything."""
+    return dict(model.measures()) if hasattr(model, "measures") else {}
+
+
+def _moved(model: Any, fresh: Any) -> dict[str, float]:
+    """Tells how far encoder and teacher moved from their first weights, which the seed gives again; 0.1 = 10 %."""
+    from voxprior.maths.ema import relative_distance
+
+    moved = {}
+    for name in ("encoder", "teacher"):
+        if (network := getattr(model, name, None)) is not None:
+            here = {key: tensor.cpu() for key, tensor in network.state_dict().items()}
+            moved[name] = relative_distance(here, getattr(fresh, name).state_dict())
+    return moved
+
+
 def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str) -> None:
     from safetensors.torch import save
 
     from voxprior.engine.device import versions
     from voxprior.whole import whole
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}
+    inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in inherited.items()}
     about = {"card": card, "card_hash": card_hash, "versions": versions()}
     # One entry: safetensors writes several in random order, and the same run would give another file.
     content = save(state, metadata={"voxprior": json.dumps(about)})
@@ -97,7 +118,7 @@ def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str)
 
 
 def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any]], plan: Any) -> None:
-    """Shows up to three crops; a method that reconstructs nothing leaves empty arrays."""
+    """Shows up to three crops; a method without pictures leaves none."""
     import numpy as np
     import torch
 
@@ -108,11 +129,11 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     batch = {name: tensor.to(plan.device) for name, tensor in batch.items()}
     size = torch.tensor(batch["region_BCZYX"].shape[2:], device=plan.device)
     full_B = (batch["valid_lo_B3"] == 0).all(1) & (batch["valid_hi_B3"] == size).all(1)
-    shown: dict[str, Any] = {name: torch.zeros(0, 1, 1, 1) for name in ("input", "masked_input", "reconstruction")}
+    shown: dict[str, Any] = {}
     if hasattr(model, "pictures"):
         model.eval()
         with torch.no_grad(), autocast(plan.device, plan.precision):
             shown = model.pictures(model.views(batch, key_B.to(plan.device)))
     arrays = {name: value[:_PICTURES].float().cpu().numpy() for name, value in shown.items()}
     with whole(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, **arrays, valid=full_B[: len(arrays["input"])].cpu().numpy())
+        np.savez_compressed(file, **arrays, valid=full_B[:_PICTURES].cpu().numpy())

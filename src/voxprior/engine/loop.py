@@ -97,7 +97,7 @@ def reduce_terms(terms: Mapping[str, Term]) -> tuple[Tensor, Tensor, list[str]]:
     Returns:
         The part of the loss that this process differentiates (the parts of all processes add up to the loss, so their
         gradients are summed, not averaged); the values (1 + terms,) of the loss and of each term, detached, the same
-        on every process; the terms' names. A term that counts nothing is 0.
+        on every process; the terms' names. A term that counts nothing is 0; a term of weight 0 is logged and no more.
     """
     sums = torch.stack([term.sum.float() for term in terms.values()])
     counts = torch.stack([torch.as_tensor(term.count, device=sums.device).float() for term in terms.values()])
@@ -108,7 +108,9 @@ def reduce_terms(terms: Mapping[str, Term]) -> tuple[Tensor, Tensor, list[str]]:
 
     def add(parts: Tensor) -> Tensor:
         # Weights stay Python numbers: a tensor of them would be one more copy from host to device per step.
-        return torch.stack([part * term.weight for part, term in zip(parts, terms.values(), strict=True)]).sum()
+        # A weight of 0 leaves the term out, so that a monitor's value cannot spoil the loss: 0 * inf is no number.
+        weighted = [part * term.weight for part, term in zip(parts, terms.values(), strict=True) if term.weight]
+        return torch.stack(weighted).sum()
 
     means = totals[0] * inverse
     return add(sums * inverse), torch.cat([add(means)[None], means]), list(terms)
@@ -169,7 +171,7 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.parameters, plan.recipe.clip, foreach=True)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        model.after_step(at)
+        model.after_step(at, plan.total_steps)
         bad = ~torch.isfinite(values[0] + norm) & (self.broken < 0)
         self.broken.masked_fill_(bad, step)
         return torch.cat([values, norm.detach()[None].float()]), [*names, "grad_norm"]

@@ -13,7 +13,10 @@ Batch = dict[str, Tensor]
 
 
 class Term(NamedTuple):
-    """One named part of the loss: the loop adds `weight * sum / count` after summing both over processes."""
+    """One named part of the loss: the loop adds `weight * sum / count` after summing both over processes.
+
+    A part of weight 0 is a *monitor*: reduced and logged like the others, and without any influence on the training.
+    """
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment]  # a tuple's own count() is not missed here

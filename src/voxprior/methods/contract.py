@@ -10,6 +10,21 @@
     valid_hi_B3    int64, first voxel beyond the real ones
     labels_BZYX    uint8; in fine-tuning only
 
+What a file may offer besides:
+
+    parameter_groups(config)             {regular expression: {"rate": factor, "decay": value}}, see `engine.loop`
+    Model.teacher                        the network that follows by EMA, no gradient; `summary.json` tells how far it
+                                         moved from where it started
+    Model.encoder_state()                what segmentation inherits, where that is not `encoder.state_dict()` as it is
+    Model.measures()                     {name: number} about the network; taken before the first step and after the
+                                         last, both written into `summary.json`
+    Model.pictures(views)                {name: (B, Z, Y, X) float32 in [0, 1]}, shown in the report in this order;
+                                         `points_<name>` (B, K, 3), Z Y X in voxels of picture <name>: the K-th points
+                                         of all pictures belong together; a point that is not valid is NaN
+
+Fields of `Views` that hold what the student sees have names that begin with `volume`. Loss terms of weight 0 are
+monitors: logged, and nothing else.
+
 Axes: B samples, C channels, Z Y X voxels.
 """
 
@@ -34,5 +49,5 @@ class Method(Protocol):
     def forward(self, views: Any, progress: float) -> dict[str, Term]:
         """Returns the loss terms. `progress` runs from 0 to 1 over the run."""
 
-    def after_step(self, progress: float) -> None:
-        """Updates what follows the student: EMA, centre."""
+    def after_step(self, progress: float, total_steps: int) -> None:
+        """Updates what follows the student: EMA, centre. The length turns half-lives, shares of the run, into steps."""

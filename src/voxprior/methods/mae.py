@@ -187,7 +187,7 @@ class Model(nn.Module):
             return patch_BMV.float()
         return standardise(patch_BMV, self.config.variance_eps)
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, total_steps: int) -> None:
         """Does nothing: no teacher follows this student."""
 
     @torch.no_grad()

@@ -201,7 +201,7 @@ class Model(nn.Module):
         counted_BN = views.masked_BN & views.valid_BN
         return {"reconstruction": Term(torch.where(counted_BN, loss_BN, 0.0).sum(), counted_BN.sum().float())}
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, total_steps: int) -> None:
         """Does nothing: no teacher follows."""
 
     @torch.no_grad()

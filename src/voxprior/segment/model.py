@@ -126,7 +126,7 @@ class Model(nn.Module):
         # Neither count asks the device: every sample and class counts, an absent class as one that must stay absent.
         return {"dice": Term(dice, torch.tensor(samples * (channels - 1))), "ce": Term(ce, known_BZYX.sum())}
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, total_steps: int) -> None:
         """Does nothing: no teacher follows."""
 
 
