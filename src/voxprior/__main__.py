@@ -82,12 +82,19 @@ def split(card: Card, index: In, output: Output) -> None:
 
 @app.command()
 def pretrain(
-    card: Card, index: In, splits: In, output: Output, work: Work, threads: Threads = 1, device: Device = "auto"
+    card: Card,
+    index: In,
+    splits: In,
+    output: Output,
+    work: Work,
+    threads: Threads = 1,
+    device: Device = "auto",
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="default: on CUDA")] = None,
 ) -> None:
-    """Pretrain one method without labels."""
+    """Pretrain one method without labels; with --dry-run only say what it costs (see dry-run --help)."""
     from voxprior.commands import pretrain as verb
 
-    verb.run(card, index, splits, output, work, threads, device)
+    verb.run(card, index, splits, output, work, threads, device, compiled)
 
 
 @app.command()
