@@ -1,7 +1,6 @@
 """`voxprior pretrain`: one method, one backbone, one fold, no labels."""
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,16 @@ def run(
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import summary
+    from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
     from voxprior.engine.step import Plan
 
     card: cards.PretrainCard = cards.read_card("pretrain", card_path)
     where = devices.pick(device, threads)
     pool = _pool(splits, card.fold)
-    model, region, rules = _build(card, card_path)
+    model, region, rules = build(card, card_path)
     recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
-    steps = max(2, math.ceil(card.pretrain.voxels / (size * model.student_voxels)))
+    steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
     workers = max(threads - 1, 0) if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
 
     def batches(start: int, size: int = size, steps: int = steps) -> Any:
@@ -66,7 +66,7 @@ def run(
     told["title"] = methods.load(card.method).TITLE
     told["recipe"] = recipe.model_dump(mode="json")
     told["measured"] = {"start": before, "end": _measures(model)}
-    told["moved"] = _moved(model, _build(card, card_path)[0])
+    told["moved"] = _moved(model, build(card, card_path)[0])
     summary.publish(output, plan, told)
 
 
@@ -79,7 +79,7 @@ def _pool(splits: Path, number: int) -> list[str]:
     return list(fold["pool"])
 
 
-def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
+def build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     """Builds the method's model: (model, region that the loader reads, the method's own parameter rules)."""
     import torch
 
