@@ -170,6 +170,10 @@ class Learner:
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
         self.plan = plan
+        if plan.device.type == "cpu" and plan.precision == "fp32":
+            # Channels beside one another in memory: 5 to 30 % off a convolutional step in float32. In bfloat16 the same
+            # costs up to half a step more, and on a GPU it was not measured.
+            model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.flops = 0  # of the costliest step that was counted
