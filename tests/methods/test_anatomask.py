@@ -257,6 +257,11 @@ def test_check_11_score_is_the_training_loss() -> None:
     assert torch.equal(score_BN[ranked_BN], loss_BN[ranked_BN])  # teacher = student at the start
     assert (score_BN[~ranked_BN] == -torch.inf).all() and (~ranked_BN & views.teacher_masked_BN).any()
     assert not score_BN.requires_grad and not score_BN.is_inference()
+    with torch.no_grad():
+        model.student.decoder.head.weight.add_(1.0)
+        assert torch.equal(model.score(views, patch_BNV), score_BN)  # the teacher's, not the student's
+        model.teacher.decoder.head.weight.add_(1.0)
+        assert not torch.equal(model.score(views, patch_BNV), score_BN)
 
 
 def test_check_11_what_a_perfect_prediction_scores() -> None:
