@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS = {
+    "anatomask": "voxprior.methods.anatomask",
     "mae": "voxprior.methods.mae",
     "spark": "voxprior.methods.spark",
 }
