@@ -57,7 +57,8 @@ def keys(seed: int, step: int | Tensor, sample: Tensor) -> Tensor:
 
 def bits(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     """Draws 64 random bits per element: (B, *shape) int64. Streams with different names are independent."""
-    name = torch.tensor(zlib.crc32(stream.encode()), dtype=torch.int64, device=key_B.device)
+    # Filled on the device: a number copied there from the host would make the host wait.
+    name = torch.full((), zlib.crc32(stream.encode()), dtype=torch.int64, device=key_B.device)
     start_B = mix(key_B ^ mix(name))
     count = math.prod(shape)
     position = torch.arange(count, dtype=torch.int64, device=key_B.device)

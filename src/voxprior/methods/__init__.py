@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS = {
+    "glmae": "voxprior.methods.glmae",
     "mae": "voxprior.methods.mae",
     "spark": "voxprior.methods.spark",
 }
