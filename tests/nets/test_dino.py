@@ -120,4 +120,3 @@ def test_glmae_check_11_two_processes_have_the_centre_of_one(tmp_path: Path):
     assert centre.mean_K.abs().max() > 0
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), centre.mean_K)
-

@@ -102,7 +102,11 @@ def test_glmae_check_14_taps_equal_those_of_monais_unetr():
         for parameter in encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # biases and norms off their first values
     size = (32, 48, 16)
-    theirs = nets.UNETR(1, 3, size, feature_size=4, hidden_size=48, mlp_dim=192, num_heads=4, qkv_bias=True).vit.eval()
+    theirs = (
+        nets.UNETR(1, 3, size, feature_size=4, hidden_size=48, mlp_dim=192, num_heads=4, qkv_bias=True)
+        .vit.double()
+        .eval()
+    )
     state = {monai_name(name): tensor for name, tensor in encoder.state_dict().items()}
     state["patch_embedding.patch_embeddings.weight"] = encoder.embed.weight.detach().reshape(48, 1, 16, 16, 16)
     state["patch_embedding.position_embeddings"] = sine_cosine((2, 3, 1), 48)[None]
@@ -111,7 +115,6 @@ def test_glmae_check_14_taps_equal_those_of_monais_unetr():
     for module in theirs.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = EPS
-    theirs.double()
     volume = noise(2, 1, *size).double()
     with torch.no_grad():
         last, hidden = theirs(volume)
