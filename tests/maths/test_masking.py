@@ -146,3 +146,22 @@ def test_a_mask_depends_on_its_own_row_alone():
     together, _ = hard_masked(score, seen, 26, 19, keys(rows))
     alone, _ = hard_masked(score[3:4], seen[3:4], 26, 19, keys(rows)[3:4])
     assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.parametrize(("patches", "ratio", "visible"), [(216, 0.6, 86), (1000, 0.8, 200), (1000, 0.9, 100)])
+def test_glmae_check_02_masks_are_exact_partitions_that_keys_repeat(patches: int, ratio: float, visible: int):
+    masked = random_masked(keys(8), patches, ratio)
+    assert (~masked).sum(1).tolist() == [patches - round(ratio * patches)] * 8 == [visible] * 8
+    visible_BK, masked_BM = split(masked, visible)
+    order = torch.cat([visible_BK, masked_BM], dim=1)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(patches).expand(8, -1))
+    shuffled = torch.arange(patches).expand(8, -1).gather(1, order)
+    assert torch.equal(shuffled.gather(1, order.argsort(dim=1)), torch.arange(patches).expand(8, -1))
+    assert len({tuple(row) for row in masked.tolist()}) == 8
+    assert torch.equal(masked, random_masked(keys(8), patches, ratio))
+
+
+def test_glmae_check_02_every_patch_is_kept_as_often_as_any_other():
+    kept = (~random_masked(keys(2000), 216, 0.6)).double().mean(0)
+    share = 86 / 216
+    assert (kept - share).abs().max() < 4 * math.sqrt(share * (1 - share) / 2000)

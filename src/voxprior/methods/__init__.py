@@ -5,6 +5,7 @@ from types import ModuleType
 
 METHODS = {
     "anatomask": "voxprior.methods.anatomask",
+    "glmae": "voxprior.methods.glmae",
     "mae": "voxprior.methods.mae",
     "spark": "voxprior.methods.spark",
 }
