@@ -4,7 +4,9 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS = {
+    "byol": "voxprior.methods.byol",
     "mae": "voxprior.methods.mae",
+    "pgl": "voxprior.methods.pgl",
     "spark": "voxprior.methods.spark",
 }
 
