@@ -26,9 +26,7 @@ class Pair(NamedTuple):
     fallback_B: Tensor
 
 
-def _draw_sides(
-    key_B: Tensor, room_B3: Tensor, side_B3: Tensor, scale: tuple[float, float], shared_z: bool
-) -> Tensor:
+def _draw_sides(key_B: Tensor, room_B3: Tensor, side_B3: Tensor, scale: tuple[float, float], shared_z: bool) -> Tensor:
     """Draws the sides of both boxes, (B, 2, 3) float64: side times a factor per axis, as large as the room allows."""
     low, high = scale
     drawn_BV3 = chance.uniform(key_B, "pair/scale", (2, 3)).double()
@@ -168,9 +166,8 @@ def read(map_BzyxC: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return seen.flatten(1, 3)
 
 
-def grid_points(axes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Lists the points of a grid given by its coordinates along Z, Y, X, each (B, K): (B, N, 3), Z-major."""
-    z_BK, y_BK, x_BK = axes
+def grid_points(z_BK: Tensor, y_BK: Tensor, x_BK: Tensor) -> Tensor:
+    """Lists the points of a grid given by its coordinates (or flags) along each axis: (B, N, 3), Z-major."""
     shape = (len(z_BK), z_BK.shape[1], y_BK.shape[1], x_BK.shape[1])
     spread_axes = z_BK[:, :, None, None], y_BK[:, None, :, None], x_BK[:, None, None, :]
     return torch.stack([axis.expand(shape) for axis in spread_axes], dim=-1).flatten(1, 3)

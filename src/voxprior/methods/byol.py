@@ -77,7 +77,7 @@ class Config(BaseModel):
     brightness_factor: Limits = (0.75, 1.25)
     gamma: float = Field(0.5, ge=0, le=1, description="probability of a gamma change, per view")
     gamma_power: Limits = (0.7, 1.5)
-    intensity_mean: float = Field(0.6415, description="0 of standardised data in the window: -158.58 HU of -1024 to 325")
+    intensity_mean: float = Field(0.6415, description="0 of standardised data: -158.58 HU in -1024 to 325")
     intensity_deviation: float = Field(0.2407, gt=0, description="1 of standardised data: 324.7 HU of 1349")
     head_hidden: int = Field(4096, ge=2)
     head_out: int = Field(256, ge=2)

@@ -133,6 +133,7 @@ class Model(byol.Model):
         offset_3: the receptive-field offset in use, Z Y X in voxels of a view: as measured before the first step.
     """
 
+    config: Config
     offset_3: Tensor
 
     def __init__(self, config: Config, encoder: nn.Module) -> None:
@@ -154,29 +155,37 @@ class Model(byol.Model):
             self.encoder, lambda volume: feature_map(self.encoder, volume, self.stage, filters), self.stride
         )
 
+    def shifts(self) -> list[Tensor | float]:
+        """Computes per axis how far a map's coordinate lies from a view's: (S - 1 - 2 d) / n, 0 where d is the middle.
+
+        The shift is in the frame of the view, after its mirror: every view is encoded by the same network.
+        """
+        if self.config.correspondence == "none":
+            return [0.0, 0.0, 0.0]
+        return [(self.stride - 1 - 2 * self.offset_3[axis]) / side for axis, side in enumerate(self.config.view_vox)]
+
     def places(self, views: Views) -> Places:
         """Finds the same anatomy in both maps, or what a negative control takes for it. eq. ?
 
-        As many places per axis as a map has cells, evenly spread over what both boxes share. In a view they lie at
-        u(x); the map is read at g = u + (S - 1 - 2 d) / n, the shift in the frame of the view, after its mirror.
+        As many places per axis as a map has cells, evenly spread over what both boxes share.
         """
         found: list[list[Tensor]] = [[], []]
-        counted = []
-        for axis, (cells, side) in enumerate(zip(self.cells_zyx, self.config.view_vox, strict=True)):
-            place_BK = pairs.spread(views.shared_lo_B3[:, axis], views.shared_hi_B3[:, axis], cells)
-            shift = (self.stride - 1 - 2 * self.offset_3[axis]) / side
-            ok_BK = (views.shared_hi_B3 > views.shared_lo_B3)[:, axis, None].expand_as(place_BK)
-            inside_BK = torch.ones_like(ok_BK)
+        inside, shared = [], []
+        for axis, (cells, shift) in enumerate(zip(self.cells_zyx, self.shifts(), strict=True)):
+            lo_B, hi_B = views.shared_lo_B3[:, axis], views.shared_hi_B3[:, axis]
             for view in (0, 1):
-                lo_B1, hi_B1 = views.lo_BV3[:, view, axis, None], views.hi_BV3[:, view, axis, None]
-                u_BK = pairs.to_view(place_BK, lo_B1, hi_B1, views.flipped_BV3[:, view, axis, None])
                 if self.config.correspondence == "none":
-                    u_BK, shift = pairs.spread(-torch.ones_like(u_BK[:, 0]), torch.ones_like(u_BK[:, 0]), cells), 0.0
+                    u_BK = pairs.spread(torch.full_like(lo_B, -1.0), torch.ones_like(lo_B), cells)
+                else:
+                    box = views.lo_BV3[:, view, axis, None], views.hi_BV3[:, view, axis, None]
+                    mirrored_B1 = views.flipped_BV3[:, view, axis, None]
+                    u_BK = pairs.to_view(pairs.spread(lo_B, hi_B, cells), *box, mirrored_B1)
                 found[view].append(u_BK + shift)
-                inside_BK = inside_BK & pairs.within(u_BK + shift, cells, self.config.beyond_cells)
-            counted.append((ok_BK, inside_BK))
-        ok_BN, inside_BN = (pairs.grid_points(tuple(kind)).all(-1) for kind in zip(*counted, strict=True))  # type: ignore[arg-type]
-        weight_BN = torch.where(inside_BN, 1.0, self.config.clamped_weight) * ok_BN
+            beyond = self.config.beyond_cells
+            inside.append(pairs.within(found[0][axis], cells, beyond) & pairs.within(found[1][axis], cells, beyond))
+            shared.append((hi_B > lo_B)[:, None].expand(-1, cells))
+        inside_BN, shared_BN = (pairs.grid_points(*flags).all(-1) for flags in (inside, shared))
+        weight_BN = torch.where(inside_BN, 1.0, self.config.clamped_weight) * shared_BN
         axes_V = [cast(tuple[Tensor, Tensor, Tensor], tuple(axes)) for axes in found]
         if self.config.correspondence != "shuffled":
             return Places(axes_V, weight_BN, None)
@@ -224,11 +233,10 @@ class Model(byol.Model):
         A point is where the anatomy lies, not where its cell's centre does. NaN where the place does not count.
         """
         places, shown = self.places(views), super().pictures(views)
-        side_3 = torch.tensor(self.config.view_vox, device=views.lo_BV3.device)
         points_VBN3 = []
         for axes in places.axes_V:
-            shift_3 = (self.stride - 1 - 2 * self.offset_3) / side_3 * (self.config.correspondence != "none")
-            points_VBN3.append((pairs.grid_points(axes) - shift_3 + 1) / 2 * side_3)
+            measures = zip(axes, self.shifts(), self.config.view_vox, strict=True)
+            points_VBN3.append(pairs.grid_points(*((g_BK - shift + 1) / 2 * side for g_BK, shift, side in measures)))
         if places.partner_BN is not None:
             points_VBN3[1] = points_VBN3[1].gather(1, places.partner_BN[..., None].expand_as(points_VBN3[1]))
         counts_BN1 = (places.weight_BN > 0)[..., None]
