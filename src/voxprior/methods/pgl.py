@@ -47,6 +47,7 @@ from voxprior.nets.backbones import Backbone
 from voxprior.nets.features import feature_map, width_of
 from voxprior.nets.heads import Head
 from voxprior.nets.receptive import receptive_offset
+from voxprior.nets.vit import ViT
 
 __all__ = ["TITLE", "Config", "Model", "Views", "accepts", "recipe", "region", "suits"]
 
@@ -152,7 +153,10 @@ class Model(byol.Model):
         """Measures the encoder's receptive-field offset as it is now, Z Y X in voxels."""
         filters = self.config.standardise_weights
         return receptive_offset(
-            self.encoder, lambda volume: feature_map(self.encoder, volume, self.stage, filters), self.stride
+            self.encoder,
+            lambda volume: feature_map(self.encoder, volume, self.stage, filters),
+            self.stride,
+            alone=isinstance(self.encoder, ViT),
         )
 
     def shifts(self) -> list[Tensor | float]:

@@ -45,46 +45,57 @@ def _fixed_statistics(network: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def receptive_offset(
+def axis_offset(
     network: nn.Module,
     encode: Callable[[Tensor], Tensor],
     stride: int,
+    axis: int,
     cells: int = 13,
     across: int = 2,
     probes: int = 2,
-) -> tuple[float, float, float]:
-    """Measures d along Z, Y, X: where the gradient of a central cell has its centre, less the cell's number times S.
+) -> float:
+    """Measures d along one axis: the centre of a middle cell's gradient, less the cell's number times S, in voxels.
 
-    Volumes of noise, long along one axis, are encoded; the middle cell, its channels added with random signs, is
+    Volumes of noise, long along the axis, are encoded; the middle cell, its channels added with random signs, is
     differentiated; d is the centroid of the gradient's absolute values, over all probes. Deterministic: the noise is
-    counted. An odd number of cells, so that what looks everywhere (attention) looks around the middle.
+    counted.
 
     Args:
         network: whose norms are held constant; what `encode` computes with.
         encode: (1, 1, Z, Y, X) -> (1, z, y, x, C).
         stride: S, voxels per cell.
-        cells: length of the volumes along the axis measured; odd, and longer than the receptive field.
-        across: length along the two others.
-        probes: volumes per axis.
+        axis: 0, 1, 2 for Z, Y, X.
+        cells: length of the volumes along the axis, longer than the receptive field.
+        across: length along the two others. Convolutions padded with zeros lose weight beside short sides and pools do
+            not, so where both lead to a cell, d depends on it a little.
+        probes: number of volumes.
     """
     device = next(network.parameters()).device
-    found = []
+    shape = [1, *(stride * (cells if other == axis else across) for other in range(3))]
+    other_axes = tuple(other for other in range(3) if other != axis)
+    weight_K = torch.zeros(shape[1 + axis], dtype=torch.float64, device=device)
     with torch.enable_grad(), _fixed_statistics(network):
-        for axis in range(3):
-            shape = [1, 1, *(stride * (cells if other == axis else across) for other in range(3))]
-            weight_K = torch.zeros(shape[2 + axis], dtype=torch.float64, device=device)
-            for probe in range(probes):
-                key_B = chance.keys(0, probe, torch.zeros(1, dtype=torch.int64, device=device))
-                volume = chance.uniform(key_B, "receptive/noise", tuple(shape[1:])).requires_grad_()
-                map_BzyxC = encode(volume)
-                middle = [size // 2 for size in map_BzyxC.shape[1:4]]
-                sign_C = chance.uniform(key_B, "receptive/sign", (map_BzyxC.shape[-1],))[0].sub(0.5).sign()
-                cell_C = map_BzyxC[0, middle[0], middle[1], middle[2]]
-                (gradient,) = torch.autograd.grad((cell_C * sign_C).sum(), volume)
-                other_axes = tuple(other for other in range(3) if other != axis)
-                weight_K += gradient[0, 0].double().abs().sum(other_axes)
-            place_K = torch.arange(len(weight_K), dtype=torch.float64, device=device)
-            centre = (weight_K * place_K).sum() / weight_K.sum()
-            found.append(float(centre) - (cells // 2) * stride)
-    z, y, x = found
+        for probe in range(probes):
+            key_B = chance.keys(0, probe, torch.zeros(1, dtype=torch.int64, device=device))
+            volume = chance.uniform(key_B, "receptive/noise", tuple(shape)).requires_grad_()
+            map_zyxC = encode(volume)[0]
+            z, y, x = (size // 2 for size in map_zyxC.shape[:3])
+            sign_C = chance.uniform(key_B, "receptive/sign", (map_zyxC.shape[-1],))[0].sub(0.5).sign()
+            (gradient,) = torch.autograd.grad((map_zyxC[z, y, x] * sign_C).sum(), volume)
+            weight_K += gradient[0, 0].double().abs().sum(other_axes)
+    place_K = torch.arange(len(weight_K), dtype=torch.float64, device=device)
+    return float((weight_K * place_K).sum() / weight_K.sum()) - (cells // 2) * stride
+
+
+def receptive_offset(
+    network: nn.Module, encode: Callable[[Tensor], Tensor], stride: int, alone: bool = False
+) -> tuple[float, float, float]:
+    """Measures d along Z, Y, X in voxels, see `axis_offset`.
+
+    `alone`: of volumes of a single cell. Attention reaches every token from every token, by content and with weights
+    that differ from place to place; a token stands for what it sees of its own patch.
+    """
+    z, y, x = (
+        axis_offset(network, encode, stride, axis, *((1, 1) if alone else ())) for axis in range(3)
+    )
     return z, y, x
