@@ -120,7 +120,7 @@ def official_spark(peers: Path) -> Step:
 
 
 def official_anatomask(peers: Path) -> Step:
-    """Makes the official AnatoMask step in the middle of its run: teacher, mask, student, EMA, in its script's order."""
+    """Makes the official AnatoMask step in the middle of its run: teacher, mask, student, EMA, in that order."""
     encoder, decoder = _stunet(_scripts(peers))
     from AnatoMask import SparK
     from timm.utils import ModelEma

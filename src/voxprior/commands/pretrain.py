@@ -42,6 +42,7 @@ def run(
     where = devices.pick(device, threads)
     pool = _pool(splits, card.fold)
     model, region, rules = build(card, card_path)
+    _check_sizes(card, index, pool)
     recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
     steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
     workers = max(threads - 1, 0) if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
@@ -77,6 +78,20 @@ def _pool(splits: Path, number: int) -> list[str]:
     if fold is None or not fold["pool"]:
         raise Refusal(f"{splits} has no cases to pretrain on in fold {number}: run 'split' again with more patients")
     return list(fold["pool"])
+
+
+def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
+    """Refuses a pool whose volumes the method cannot use, before the first step."""
+    from voxprior import methods
+    from voxprior.data.cache import read_index
+
+    method = methods.load(card.method)
+    if not hasattr(method, "suits"):
+        return
+    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
+    shapes, spacings = ([tuple(entry[key]) for entry in entries] for key in ("shape_zyx", "spacing_zyx_mm"))
+    if reason := method.suits(method.Config(**card.config), shapes, spacings):
+        raise Refusal(f"{index}: {card.method}: {reason}")
 
 
 def build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:

@@ -67,8 +67,8 @@ class InstanceNorm(nn.Module):
         if visible is None:
             return self._dense(feature_BCZYX)
         zyx = (2, 3, 4)
-        # Hidden voxels are dropped once. What is subtracted from and added to the rest is 0 there by a product of finite
-        # numbers, which on a CPU takes a fifth of the time that choosing takes.
+        # Hidden voxels are dropped once. What is subtracted from the rest and added to it is 0 there by a product of
+        # finite numbers, which on a CPU takes a fifth of the time that choosing takes.
         shown_B1ZYX = visible.voxels_B1ZYX.float()
         feature_BCZYX, given = hide(feature_BCZYX.float(), visible), feature_BCZYX.dtype
         mean_BC111 = feature_BCZYX.sum(zyx, keepdim=True) / visible.count_B1111
