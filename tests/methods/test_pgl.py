@@ -463,7 +463,9 @@ def test_the_points_shown_are_the_same_anatomy_in_both_views():
     found = []
     for v, name in enumerate("ab"):
         u = 2 * shown[f"points_view_{name}"] / torch.tensor(CONFIG.view_vox) - 1
-        found.append(pairs.to_volume(u, *(part[:, v, None] for part in (views.lo_BV3, views.hi_BV3, views.flipped_BV3))))
+        found.append(
+            pairs.to_volume(u, *(part[:, v, None] for part in (views.lo_BV3, views.hi_BV3, views.flipped_BV3)))
+        )
     known = ~found[0].isnan()
     assert known.any() and not known.all()
     torch.testing.assert_close(found[0], found[1], equal_nan=True, rtol=0, atol=1e-3)
