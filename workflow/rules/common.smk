@@ -20,6 +20,10 @@ SCHEMA = str(ROOT / "config" / "schema.json")
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]), VOXPRIOR_HOME=str(ROOT)
 )
+# glibc gives freed tensors back to the kernel and asks for them again, page by page: a tenth of a training step on a CPU.
+# Both or neither: one alone switches off what glibc adapts by itself.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
 GPU = int(shutil.which("nvidia-smi") is not None)
 
 

@@ -61,7 +61,12 @@ def pick(name: str, threads: int) -> torch.device:
             torch.set_num_interop_threads(1)
     # cuBLAS is deterministic only with this, and reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        # The same for kernels, without a second of importing the compiler to tell it too: prediction has no other use
+        # for it.
+        torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, costly
     torch.backends.cudnn.benchmark = False
     return device

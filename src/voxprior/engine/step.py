@@ -188,32 +188,33 @@ class Learner:
         Raises:
             Refusal: the networks could not be compiled. They are not run uncompiled instead: nobody would notice.
         """
+        key_B = key_B.to(self.plan.device, non_blocking=True)
+        batch = {name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.no_grad():
+            views = self.model.views(batch, key_B)
         if step in self.plan.counted_steps:
-            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them.
+            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
+            # are not counted: how many samples an augmentation works on depends on the device.
             with counter() as counted, torch.compiler.set_stance("force_eager"):
-                values = self._step(step, key_B, batch)
+                values = self._learn(step, views)
             self.flops = max(self.flops, counted.get_total_flops())
             return values
         if self.plan.compiler is None:
-            return self._step(step, key_B, batch)
+            return self._learn(step, views)
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._step(step, key_B, batch)
+            return self._learn(step, views)
         except TorchDynamoException as error:
             said = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
             raise Refusal(
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
 
-    def _step(self, step: int, key_B: Tensor, batch: Batch) -> tuple[Tensor, list[str]]:
+    def _learn(self, step: int, views: Any) -> tuple[Tensor, list[str]]:
         model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = plan.recipe.lr * group["rate"] * warmup_cosine(step, plan.total_steps, plan.recipe.warmup)
-        key_B = key_B.to(plan.device, non_blocking=True)
-        batch = {name: tensor.to(plan.device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.no_grad():
-            views = model.views(batch, key_B)
         with autocast(plan.device, plan.precision):
             loss, values, names = reduce_terms(model(views, at))
         loss.backward()
