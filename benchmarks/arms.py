@@ -41,7 +41,7 @@ SIZES: dict[str, dict[str, Backbone]] = {
     },
 }
 # Samples a step at paper size: as published for one GPU, or as docs/performance.md derives it.
-SAMPLES = {"mae": 24, "spark": 4, "anatomask": 4, "glmae": 4, "byol": 8, "pgl": 32}
+SAMPLES = {"mae": 24, "spark": 4, "anatomask": 4, "glmae": 4, "byol": 32, "pgl": 32}
 TOTAL_STEPS = 1000  # of the run that is measured in its middle
 
 

@@ -34,8 +34,6 @@ def run(
     Raises:
         Refusal: neither a card nor both names are given, a name is not known, or the method does not take the backbone.
     """
-    import torch
-
     from voxprior.commands.pretrain import build, recipe_of
     from voxprior.engine import estimate
     from voxprior.methods import load
@@ -45,8 +43,7 @@ def run(
     card, where = _card(card_path) if card_path else _named(str(method), str(backbone), preset)
     changed = {"voxels": voxels or card.pretrain.voxels, "batch_size": batch_size or card.pretrain.batch_size}
     card = card.model_copy(update={"pretrain": card.pretrain.model_copy(update=changed)})
-    with torch.device(estimate.META):
-        model, region, _ = build(card, where)
+    model, region, _ = build(card, where, on="meta")
     recipe, asked = recipe_of(card, where), card.pretrain
     cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe)
     steps = estimate.steps_for(asked.voxels, asked.batch_size, model.student_voxels)

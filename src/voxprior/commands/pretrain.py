@@ -94,8 +94,8 @@ def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
         raise Refusal(f"{index}: {card.method}: {reason}")
 
 
-def build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
-    """Builds the method's model: (model, region that the loader reads, the method's own parameter rules)."""
+def build(card: Any, card_path: Path, on: str = "cpu") -> tuple[Any, Any, Any]:
+    """Builds the method's model on a device: (model, region that the loader reads, the method's parameter rules)."""
     import torch
 
     from voxprior import methods
@@ -110,7 +110,8 @@ def build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     # The one use of the global generator: torch's layers draw their first weights from it and take no other. What
     # follows draws from counted chance, so nothing after this line depends on the generator's state.
     torch.manual_seed(card.pretrain.seed)
-    model = method.Model(config, backbone.encoder())
+    with torch.device(on):
+        model = method.Model(config, backbone.encoder())
     rules = method.parameter_groups(config) if hasattr(method, "parameter_groups") else None
     return model, method.region(config, backbone), rules
 
