@@ -75,7 +75,8 @@ class InstanceNorm(nn.Module):
         centred_BCZYX = torch.addcmul(feature_BCZYX, mean_BC111, shown_B1ZYX, value=-1.0)
         variance_BC111 = centred_BCZYX.square().sum(zyx, keepdim=True) / visible.count_B1111
         scale_BC111 = torch.rsqrt(variance_BC111 + self.eps) * self.weight.view(-1, 1, 1, 1)
-        return torch.addcmul(self.bias.view(-1, 1, 1, 1) * shown_B1ZYX, centred_BCZYX, scale_BC111).to(given)
+        # The feature stands first, so that the result lies in memory as it does.
+        return torch.addcmul(centred_BCZYX * scale_BC111, self.bias.view(-1, 1, 1, 1), shown_B1ZYX).to(given)
 
     def _dense(self, feature_BCZYX: Tensor) -> Tensor:
         if feature_BCZYX.device.type == "cpu":
