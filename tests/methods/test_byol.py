@@ -214,4 +214,6 @@ def test_the_teacher_is_no_part_of_what_is_trained(encoder):
     model = Model(CONFIG, encoder())
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert not trained & {id(p) for p in model.teacher.parameters()}
-    assert len(trained) == sum(1 for part in (model.encoder, model.projector, model.predictor) for _ in part.parameters())
+    assert len(trained) == sum(
+        1 for part in (model.encoder, model.projector, model.predictor) for _ in part.parameters()
+    )

@@ -23,9 +23,7 @@ def head(norm: str, seed: int = 0) -> Head:
 
 def test_a_head_is_1x1x1_convolution_norm_relu_and_1x1x1_convolution():
     made, value = head("batch"), torch.randn(2, 3, 2, 4, 5)
-    there = nn.Sequential(
-        nn.Conv3d(5, 12, 1, bias=False), nn.BatchNorm3d(12), nn.ReLU(), nn.Conv3d(12, 4, 1)
-    ).train()
+    there = nn.Sequential(nn.Conv3d(5, 12, 1, bias=False), nn.BatchNorm3d(12), nn.ReLU(), nn.Conv3d(12, 4, 1)).train()
     with torch.no_grad():
         there[0].weight.copy_(made.widen.weight[..., None, None, None])
         there[1].weight.copy_(made.norm.weight)

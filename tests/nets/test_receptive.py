@@ -89,7 +89,9 @@ def test_T03_a_transformer_looks_at_the_middle_of_its_patches():
     for seed in range(4):
         torch.manual_seed(seed)
         encoder = ViT(8, 48, 3, 2, 2.0)
-        found.append(receptive_offset(encoder, lambda volume, encoder=encoder: feature_map(encoder, volume), 8, alone=True))
+        found.append(
+            receptive_offset(encoder, lambda volume, encoder=encoder: feature_map(encoder, volume), 8, alone=True)
+        )
     assert float((torch.tensor(found) - 3.5).abs().max()) < 0.2
 
 
@@ -134,7 +136,7 @@ def test_T03_the_shift_takes_the_displacement_of_mirrored_features_away(kind: st
     for shift, expected in (((stride - 1 - 2 * offset) / side, 0.0), (0.0, displaced)):
         seen, sure = [], torch.ones(1, cells, dtype=torch.bool)
         for flipped in (False, True):
-            features = network.double()((ramp.flip(2) if flipped else ramp))[0, 0, :, 3, 3]
+            features = network.double()(ramp.flip(2) if flipped else ramp)[0, 0, :, 3, 3]
             u = pairs.to_view(pairs.spread(lo, hi, cells), lo[:, None], hi[:, None], torch.tensor(flipped)) + shift
             # Cell 0 of a padded convolution has seen zeros.
             sure &= pairs.within(u, cells) & (u >= 3 / cells - 1 if kind == "plain" else torch.ones_like(sure))

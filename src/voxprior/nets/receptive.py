@@ -95,7 +95,5 @@ def receptive_offset(
     `alone`: of volumes of a single cell. Attention reaches every token from every token, by content and with weights
     that differ from place to place; a token stands for what it sees of its own patch.
     """
-    z, y, x = (
-        axis_offset(network, encode, stride, axis, *((1, 1) if alone else ())) for axis in range(3)
-    )
+    z, y, x = (axis_offset(network, encode, stride, axis, *((1, 1) if alone else ())) for axis in range(3))
     return z, y, x
