@@ -4,6 +4,8 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS = {
+    "anatomask": "voxprior.methods.anatomask",
+    "glmae": "voxprior.methods.glmae",
     "byol": "voxprior.methods.byol",
     "mae": "voxprior.methods.mae",
     "pgl": "voxprior.methods.pgl",
