@@ -78,3 +78,16 @@ def test_constant_patch_becomes_zero_with_finite_gradient():
 def test_destandardise_undoes_standardise(eps: float):
     patches = noise(2, 3, 64) * 0.1 + 0.5
     torch.testing.assert_close(destandardise(standardise(patches, eps), patches, eps), patches)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("cells", [(6, 6, 2), (2, 3, 4)])
+def test_glmae_check_01_patches_go_out_and_come_back(cells: tuple[int, int, int], channels: int):
+    volume, weight, bias = noise(2, channels, *(4 * n for n in cells)), noise(5, channels, 4, 4, 4), noise(5)
+    patches = patchify(volume, 4)
+    assert torch.equal(unpatchify(patches, cells, 4), volume)
+    linear = F.linear(patches, weight.permute(0, 2, 3, 4, 1).flatten(1), bias)
+    convolved = F.conv3d(volume, weight, bias, stride=4)
+    torch.testing.assert_close(linear.mT, convolved.flatten(2), rtol=1e-4, atol=1e-4)
+    with pytest.raises(Refusal, match="multiple of 4"):
+        patchify(volume[..., :-1], 4)

@@ -57,3 +57,14 @@ def test_table_is_built_once_and_equals_the_formula():
     assert torch.equal(table, sine_cosine((2, 3, 4), 24))
     assert not table.requires_grad and not table.is_inference()
     assert position_table((2, 3, 4), 24, torch.device("meta")).device.type == "meta"
+
+
+def test_glmae_check_07_every_token_of_every_grid_has_its_own_row():
+    for grid_zyx in ((6, 6, 6), (10, 10, 10), (12, 12, 2)):
+        assert len(sine_cosine(grid_zyx, 96).unique(dim=0)) == np.prod(grid_zyx)
+    assert sine_cosine((12, 12, 2), 96).shape == sine_cosine((6, 6, 8), 96).shape  # as many tokens, another grid
+    assert not torch.equal(sine_cosine((12, 12, 2), 96), sine_cosine((6, 6, 8), 96))
+    large, small = sine_cosine((10, 10, 10), 96), sine_cosine((6, 6, 6), 96)
+    shrunk = torch.nn.functional.interpolate(large.T.reshape(1, 96, 10, 10, 10), (6, 6, 6), mode="trilinear")
+    apart = (shrunk.flatten(2)[0].T - small).norm() / small.norm()
+    assert 0.4 < apart < 0.6, "why nothing is interpolated: one table shrunk is another table"

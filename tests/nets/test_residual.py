@@ -76,7 +76,7 @@ def test_a_block_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize("content", ["noise", "nan"])
-def test_hidden_voxels_cannot_influence_anything(encoder: ResidualEncoder, content: str) -> None:
+def test_check_01_of_anatomask_hidden_voxels_cannot_influence_anything(encoder: ResidualEncoder, content: str) -> None:
     visible, volume = _visible(2, 0.6), _volume(2)
     other = torch.randn_like(volume) * 1e4 if content == "noise" else torch.full_like(volume, float("nan"))
     changed = torch.where(visible[0].voxels_B1ZYX, volume, other)
@@ -84,7 +84,7 @@ def test_hidden_voxels_cannot_influence_anything(encoder: ResidualEncoder, conte
         assert torch.equal(a, b)
 
 
-def test_features_are_zero_where_hidden_and_nowhere_else(encoder: ResidualEncoder) -> None:
+def test_check_02_of_anatomask_features_are_zero_where_hidden_and_nowhere_else(encoder: ResidualEncoder) -> None:
     visible = _visible(2, 0.6)
     for feature, level in zip(encoder(_volume(2), visible), visible, strict=True):
         assert not feature[(~level.voxels_B1ZYX).expand_as(feature)].any()
@@ -92,7 +92,9 @@ def test_features_are_zero_where_hidden_and_nowhere_else(encoder: ResidualEncode
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_masked_equals_dense_where_everything_is_visible(shallow: ResidualEncoder, batch: int) -> None:
+def test_check_03_of_anatomask_masked_equals_dense_where_everything_is_visible(
+    shallow: ResidualEncoder, batch: int
+) -> None:
     volume = _volume(batch)
     for dense, masked in zip(shallow(volume), shallow(volume, _visible(batch, 0.0)), strict=True):
         torch.testing.assert_close(dense, masked, rtol=0, atol=1e-5)

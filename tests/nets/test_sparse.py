@@ -18,7 +18,7 @@ def _masked(*rows: list[int]) -> torch.Tensor:
     return masked_BN
 
 
-def test_the_mask_at_every_stride_is_the_mask_repeated() -> None:
+def test_check_02_of_anatomask_the_mask_at_every_stride_is_the_mask_repeated() -> None:
     masked_BN = _masked([0, 5, 11], [1, 2, 3, 4])
     levels = visible_pyramid(masked_BN, GRID, stages=3)
     for level, side in zip(levels, (4, 2, 1), strict=True):
@@ -29,7 +29,7 @@ def test_the_mask_at_every_stride_is_the_mask_repeated() -> None:
             assert level.count_B1111[b].item() == expected.sum()
 
 
-def test_statistics_are_each_samples_own_over_its_visible_voxels() -> None:
+def test_check_04_of_anatomask_statistics_are_each_samples_own_over_its_visible_voxels() -> None:
     torch.manual_seed(0)
     visible = visible_pyramid(_masked([0, 1, 2, 3, 4], [6, 7, 8]), GRID, stages=3)[0]
     feature = torch.randn(2, 4, 8, 12, 8) * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1, 1) + 7
@@ -41,7 +41,7 @@ def test_statistics_are_each_samples_own_over_its_visible_voxels() -> None:
         assert not normed[b][:, ~visible.voxels_B1ZYX[b, 0]].any()
 
 
-def test_samples_do_not_touch_one_another() -> None:
+def test_check_04_of_anatomask_samples_do_not_touch_one_another() -> None:
     torch.manual_seed(0)
     masked_BN = _masked([0, 1], [6, 7, 8])
     both = visible_pyramid(masked_BN, GRID, stages=3)[0]

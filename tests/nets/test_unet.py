@@ -33,7 +33,7 @@ def _backbone(name: str) -> Backbone:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_backbones_have_the_published_sizes(name: str) -> None:
+def test_check_15_of_anatomask_the_backbones_have_the_published_sizes(name: str) -> None:
     backbone = _backbone(name)
     with torch.device("meta"):
         assert (_count(backbone.segmenter(105, (128, 128, 128))), _count(backbone.encoder())) == PUBLISHED[name]

@@ -5,8 +5,11 @@ import torch
 from torch import Tensor
 
 from voxprior.errors import Refusal
+from voxprior.maths.patches import patchify
+from voxprior.maths.positions import sine_cosine
 from voxprior.nets.decoders import Unetr
-from voxprior.nets.vit import ViT
+from voxprior.nets.transfer import place
+from voxprior.nets.vit import EPS, ViT
 
 
 def network(patch_vox: int, depth: int = 4, classes: int = 3) -> Unetr:
@@ -74,3 +77,77 @@ def test_the_decoder_listens_to_the_transformer():
 def test_other_patches_are_refused(patch_vox: int):
     with pytest.raises(Refusal, match="2, 4, 8, 16 or 32"):
         network(patch_vox)
+
+
+MONAI_NAMES = {"embed": "patch_embedding.patch_embeddings", "norm": "norm"}
+MONAI_BLOCK = {
+    "norm1": "norm1", "norm2": "norm2", "qkv": "attn.qkv", "proj": "attn.out_proj", "fc1": "mlp.linear1",
+    "fc2": "mlp.linear2",
+}  # fmt: skip
+
+
+def monai_name(name: str) -> str:
+    """Says what MONAI's ViT calls one of our tensors."""
+    *path, kind = name.split(".")
+    if path[0] == "blocks":
+        return f"blocks.{path[1]}.{MONAI_BLOCK[path[2]]}.{kind}"
+    return f"{MONAI_NAMES[path[0]]}.{kind}"
+
+
+def test_glmae_check_14_taps_equal_those_of_monais_unetr():
+    nets = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    encoder = ViT(16, 48, 12, 4).double().eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # biases and norms off their first values
+    size = (32, 48, 16)
+    theirs = (
+        nets.UNETR(1, 3, size, feature_size=4, hidden_size=48, mlp_dim=192, num_heads=4, qkv_bias=True)
+        .vit.double()
+        .eval()
+    )
+    state = {monai_name(name): tensor for name, tensor in encoder.state_dict().items()}
+    state["patch_embedding.patch_embeddings.weight"] = encoder.embed.weight.detach().reshape(48, 1, 16, 16, 16)
+    state["patch_embedding.position_embeddings"] = sine_cosine((2, 3, 1), 48)[None]
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected and all("norm_cross_attn" in name for name in missing)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = EPS
+    volume = noise(2, 1, *size).double()
+    with torch.no_grad():
+        last, hidden = theirs(volume)
+        ours = encoder.taps(volume, (4, 7, 10))
+        for tap, expected in zip(ours, [hidden[3], hidden[6], hidden[9], last], strict=True):
+            torch.testing.assert_close(tap.flatten(2).mT, expected, rtol=0, atol=1e-9)
+        # What a method sees at ratio 0 without a class token is the normalised last tap.
+        token = encoder(patchify(volume, 16), (2, 3, 1), torch.arange(6).expand(2, 6))
+        torch.testing.assert_close(ours[3].flatten(2).mT, token, rtol=0, atol=1e-9)
+
+
+def test_glmae_check_14_an_encoder_of_one_grid_serves_another():
+    encoder = ViT(8, 24, 4, 2, 2.0)
+    encoder(patchify(noise(1, 1, 80, 80, 80), 8), (10, 10, 10))
+    unetr = network(8)
+    report = place(encoder.state_dict(), unetr)
+    assert report["placed_share"] == 1.0 and report["placed"] == len(encoder.state_dict())
+    volume = noise(1, 1, 48, 48, 48)
+    with torch.no_grad():
+        for one, two in zip(encoder.taps(volume), unetr.encoder.taps(volume), strict=True):
+            assert torch.equal(one, two)
+        assert unetr(volume).shape == (1, 3, 48, 48, 48)
+
+
+def test_glmae_check_14_an_encoder_that_does_not_fit_or_is_broken_is_refused():
+    state = ViT(8, 24, 4, 2, 2.0).state_dict()
+    broken = state | {"blocks.2.qkv.weight": state["blocks.2.qkv.weight"] * float("nan")}
+    deeper, other = ViT(8, 24, 5, 2, 2.0).state_dict(), ViT(4, 24, 4, 2, 2.0).state_dict()
+    for wrong, says in (
+        (broken, "not finite"),
+        (deeper, "blocks.4"),
+        (other, "embed.weight has shape"),
+        ({}, "no tens"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            place(wrong, network(8))

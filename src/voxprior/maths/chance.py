@@ -55,9 +55,15 @@ def keys(seed: int, step: int | Tensor, sample: Tensor) -> Tensor:
     return mix(mix(mix(seed_B) ^ step_B) ^ sample.to(torch.int64))
 
 
+@torch.compiler.assume_constant_result  # a compiler cannot look into crc32 and would break the graph at every draw
+def _stream_number(stream: str) -> int:
+    return zlib.crc32(stream.encode())
+
+
 def bits(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     """Draws 64 random bits per element: (B, *shape) int64. Streams with different names are independent."""
-    name = torch.tensor(zlib.crc32(stream.encode()), dtype=torch.int64, device=key_B.device)
+    # Filled on the device: torch.tensor would copy from the host and wait for the copy.
+    name = torch.full((), _stream_number(stream), dtype=torch.int64, device=key_B.device)
     start_B = mix(key_B ^ mix(name))
     count = math.prod(shape)
     position = torch.arange(count, dtype=torch.int64, device=key_B.device)

@@ -1,4 +1,4 @@
-"""Random masks with an exact number of masked patches.
+"""Masks with an exact number of masked patches: random ones, and those that hide what is hard.
 
 Axes: B samples, N patches, K visible patches, M masked patches. `masked_BN` is True where hidden from the network.
 """
@@ -31,6 +31,36 @@ def masked_from_order(order_BN: Tensor, visible: int) -> Tensor:
 def random_masked(key_B: Tensor, patches: int, ratio: float, stream: str = "mask") -> Tensor:
     """Draws masks uniformly without replacement, exactly round(ratio * N) masked in every row: (B, N) bool."""
     return masked_from_order(random_order(key_B, patches, stream), visible_count(patches, ratio))
+
+
+def hard_masked(
+    score_BN: Tensor, candidate_BN: Tensor, visible: int, hard: int, key_B: Tensor, stream: str = "mask"
+) -> tuple[Tensor, Tensor]:
+    """Hides the patches of the highest score and draws the rest uniformly from all others, on the device.
+
+    The hard ones are put behind all others in a random order whose first `visible` patches are visible. So counts are
+    exact whatever the scores are, and without hard ones the mask is `random_masked` of the same key and stream.
+
+    Args:
+        score_BN: float; a patch of score -inf or NaN is never hard.
+        candidate_BN: bool, False for patches that are never hard either: AnatoMask's teacher saw them.
+        visible: how many patches stay visible.
+        hard: how many masked patches are to be hard, from 0 to N - visible. Where candidates run out there are fewer.
+        key_B: int64 keys of the random rest.
+        stream: name of the random draw.
+
+    Returns:
+        `masked_BN`, True for exactly N - visible patches of each row, and `hard_BN`, those of them that are hard.
+
+    Source: Li et al., "AnatoMask", 2024, figure 2; the form is that of Wang et al., "Hard patches mining for masked
+    image modeling", 2023.
+    """
+    patches = score_BN.shape[1]
+    ranked_BN = torch.where(candidate_BN & (score_BN > -torch.inf), score_BN, -torch.inf)
+    hard_BN = masked_from_order(ranked_BN.argsort(dim=1), patches - hard) & (ranked_BN > -torch.inf)
+    order_BN = random_order(key_B, patches, stream)
+    hard_last_BN = hard_BN.gather(1, order_BN).to(torch.uint8).argsort(dim=1, stable=True)
+    return masked_from_order(order_BN.gather(1, hard_last_BN), visible), hard_BN
 
 
 def split(masked_BN: Tensor, visible: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,11 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS = {
+    "anatomask": "voxprior.methods.anatomask",
+    "glmae": "voxprior.methods.glmae",
+    "byol": "voxprior.methods.byol",
     "mae": "voxprior.methods.mae",
+    "pgl": "voxprior.methods.pgl",
     "spark": "voxprior.methods.spark",
 }
 

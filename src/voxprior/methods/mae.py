@@ -18,8 +18,8 @@ Departures, and why:
   loss is the same; sorting the tokens back and predicting visible ones would be thrown away.
 - Patches that are padding count in no loss.
 
-Axes: B samples, C channels (1), Z Y X voxels, N patches (Z-major), K visible, M masked patches, V voxels of a patch,
-D width of the encoder, E width of the decoder.
+Axes: B samples, C channels (1), Z Y X voxels, N patches (Z-major), K visible, M masked patches, L tokens from the
+encoder (K, and any that stand before them), V voxels of a patch, D width of the encoder, E width of the decoder.
 
 Dictionary: paper word -> ours. kept / visible -> visible; removed / masked, `mask == 1` -> `masked_BN` True; latent ->
 `token_BKD`; patch size 16 -> `patch_vox`; `norm_pix_loss` -> `standardise_target`; ROI -> crop; epochs -> progress.
@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from voxprior.errors import Refusal
 from voxprior.maths.augment import draw_flips, flip
@@ -111,34 +112,76 @@ class Views(NamedTuple):
 class Decoder(nn.Module):
     """The light transformer that predicts masked patches and is thrown away. He et al. 2022, section 3 "decoder"."""
 
-    def __init__(self, config: Config, inputs: int, values: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, inputs: int, values: int) -> None:
         super().__init__()
-        self.width = config.decoder_width
-        self.embed = nn.Linear(inputs, self.width)
-        self.mask_token_E = nn.Parameter(torch.empty(self.width).normal_(std=0.02))
-        self.blocks = nn.ModuleList(Block(self.width, config.decoder_heads) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(self.width, eps=EPS)
-        self.head = nn.Linear(self.width, values)
+        self.width = width
+        self.embed = nn.Linear(inputs, width)
+        self.mask_token_E = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.head = nn.Linear(width, values)
         self.apply(start_weights)
 
     def assemble(
-        self, token_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
+        self, token_BLD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
     ) -> Tensor:
-        """Puts mask tokens behind the visible tokens and adds to each the position it stands for: (B, K + M, E)."""
-        embedded_BKE = self.embed(token_BKD)
-        hidden_BME = self.mask_token_E.to(embedded_BKE.dtype).expand(*masked_BM.shape, -1)
-        position_NE = position_table(grid_zyx, self.width, token_BKD.device).to(self.mask_token_E.dtype)
-        order_BN = torch.cat([visible_BK, masked_BM], dim=1)
-        return torch.cat([embedded_BKE, hidden_BME], dim=1) + take(position_NE[None], order_BN)
+        """Puts mask tokens behind the encoder's and adds to each patch the position it stands for: (B, L + M, E).
+
+        The last K of `token_BLD` are the visible patches; what comes before them (a class token, say) has no position.
+        """
+        embedded_BLE = self.embed(token_BLD)
+        hidden_BME = self.mask_token_E.to(embedded_BLE.dtype).expand(*masked_BM.shape, -1)
+        position_NE = position_table(grid_zyx, self.width, token_BLD.device).to(self.mask_token_E.dtype)
+        placed_BNE = take(position_NE[None], torch.cat([visible_BK, masked_BM], dim=1))
+        if extra := token_BLD.shape[1] - visible_BK.shape[1]:
+            placed_BNE = F.pad(placed_BNE, (0, 0, extra, 0))
+        return torch.cat([embedded_BLE, hidden_BME], dim=1) + placed_BNE
 
     def forward(
-        self, token_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
+        self, token_BLD: Tensor, visible_BK: Tensor, masked_BM: Tensor, grid_zyx: tuple[int, int, int]
     ) -> Tensor:
         """Predicts the masked patches in the order of `masked_BM`: (B, M, V)."""
-        token_BNE = self.assemble(token_BKD, visible_BK, masked_BM, grid_zyx)
+        token_BNE = self.assemble(token_BLD, visible_BK, masked_BM, grid_zyx)
         for block in self.blocks:
             token_BNE = block(token_BNE)
         return self.head(self.norm(token_BNE[:, -masked_BM.shape[1] :]))
+
+
+def show(
+    patch_BNV: Tensor,
+    masked_BM: Tensor,
+    predicted_BMV: Tensor,
+    grid_zyx: tuple[int, int, int],
+    patch_vox: int,
+    eps: float | None,
+) -> dict[str, Tensor]:
+    """Draws crops, what the network saw of them, and what it made of the rest.
+
+    A network that predicts standardised patches knows neither their mean nor their contrast: both are taken from the
+    true patch, as MAE's own figures do. So a reconstruction shows structure, not intensity.
+
+    Args:
+        patch_BNV: the true patches.
+        masked_BM: indices of the hidden ones.
+        predicted_BMV: what was predicted for them.
+        grid_zyx: patches along each axis.
+        patch_vox: side of a patch.
+        eps: what standardising added to the variance; None: predictions are intensities.
+
+    Returns:
+        `input`, `masked_input` (masked patches at 0) and `reconstruction` (predictions where masked, the input
+        elsewhere): (B, Z, Y, X) float32 in [0, 1].
+    """
+    predicted_BMV = predicted_BMV.float()
+    if eps is not None:
+        predicted_BMV = destandardise(predicted_BMV, take(patch_BNV, masked_BM), eps)
+    place_BMV = masked_BM[..., None].expand_as(predicted_BMV)
+    shown = {
+        "input": patch_BNV,
+        "masked_input": patch_BNV.scatter(1, place_BMV, 0.0),
+        "reconstruction": patch_BNV.scatter(1, place_BMV, predicted_BMV),
+    }
+    return {name: unpatchify(of, grid_zyx, patch_vox)[:, 0].clamp(0, 1) for name, of in shown.items()}
 
 
 class Model(nn.Module):
@@ -153,7 +196,9 @@ class Model(nn.Module):
         z, y, x = self.grid_zyx
         self.visible = visible_count(z * y * x, config.mask_ratio)
         self.student_voxels = z * y * x * self.patch_vox**3
-        self.decoder = Decoder(config, encoder.width, self.patch_vox**3)
+        self.decoder = Decoder(
+            config.decoder_width, config.decoder_depth, config.decoder_heads, encoder.width, self.patch_vox**3
+        )
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Flips the crop, hides patches and notes which patches are real. He et al. 2022, section 3 "masking"."""
@@ -192,24 +237,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def pictures(self, views: Views) -> dict[str, Tensor]:
-        """Shows what the network saw and what it made of it, for a report.
-
-        A network that predicts standardised patches knows neither their mean nor their contrast: both are taken from
-        the true patch, as MAE's own figures do. So a reconstruction shows structure, not intensity.
-
-        Returns:
-            `input`, `masked_input` (masked patches at 0) and `reconstruction` (predictions where masked, the input
-            elsewhere): (B, Z, Y, X) float32 in [0, 1].
-        """
+        """Shows `input`, `masked_input` and `reconstruction`, see `show`."""
         patch_BNV = patchify(views.volume_BCZYX, self.patch_vox)
         visible_BK, masked_BM = split(views.masked_BN, self.visible)
-        predicted_BMV = self.predict(patch_BNV, visible_BK, masked_BM).float()
-        if self.config.standardise_target:
-            predicted_BMV = destandardise(predicted_BMV, take(patch_BNV, masked_BM), self.config.variance_eps)
-        place_BMV = masked_BM[..., None].expand_as(predicted_BMV)
-        shown = {
-            "input": patch_BNV,
-            "masked_input": patch_BNV.scatter(1, place_BMV, 0.0),
-            "reconstruction": patch_BNV.scatter(1, place_BMV, predicted_BMV),
-        }
-        return {name: unpatchify(of, self.grid_zyx, self.patch_vox)[:, 0].clamp(0, 1) for name, of in shown.items()}
+        predicted_BMV = self.predict(patch_BNV, visible_BK, masked_BM)
+        eps = self.config.variance_eps if self.config.standardise_target else None
+        return show(patch_BNV, masked_BM, predicted_BMV, self.grid_zyx, self.patch_vox, eps)

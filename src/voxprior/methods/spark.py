@@ -138,9 +138,7 @@ class Decoder(nn.Module):
         super().__init__()
         levels = len(channels) - 1
         if width % 2**levels:
-            raise Refusal(
-                f"spark: decoder_width {width} cannot be halved {levels} times: make it a multiple of {2**levels}"
-            )
+            raise Refusal(f"decoder_width {width} cannot be halved {levels} times: make it a multiple of {2**levels}")
         self.fills = nn.ModuleList(Fill(c, width // 2**i, deepest=i == 0) for i, c in enumerate(reversed(channels[1:])))
         self.blocks = nn.ModuleList(DecoderBlock(width // 2**i) for i in range(levels))
         self.head = nn.Conv3d(width // 2**levels, 1, kernel_size=1)
