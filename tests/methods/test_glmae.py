@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from voxprior.engine.loop import parameter_groups, reduce_terms
+from voxprior.engine.step import parameter_groups, reduce_terms
 from voxprior.errors import Refusal
 from voxprior.maths import chance, overlap, surfaces
 from voxprior.maths.consistency import assign, cross_entropy
@@ -359,7 +359,7 @@ def test_glmae_check_07_positions_are_per_grid_and_no_parameter():
             token_WLD[:, 0], method.student.class_token_D.expand(len(token_WLD), -1)
         )  # row 0 = 0
     assert not [name for name in method.state_dict() if "position" in name]
-    recipe = type("Recipe", (), {"weight_decay": 0.05})
+    recipe = type("Recipe", (), {"weight_decay": 0.05, "optimiser": "adamw"})
     groups = parameter_groups(method, recipe)
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
     assert grouped == {id(p) for p in [*method.student.parameters(), *method.decoder.parameters()]}
