@@ -206,12 +206,12 @@ def _pretraining(results: Path, backbone: str, init: str, drawn: _Drawn) -> dict
         svg = figures.learning_curves({init: journal}, drawn.titles, drawn.mark)
         shown["curve"] = drawn.add(f"pretrain_{backbone}_{init}", alt, svg)
         colour = figures.style_of(list(drawn.titles))[init][0]
-        if (svg := figures.monitors(journal, colour, drawn.mark)) is not None:
+        if (small := figures.monitors(journal, colour, drawn.mark)) is not None:
             alt = f"Pretraining {title} on {backbone}, over the run: " + "; ".join(
                 f"{name.replace('_', ' ')} from {journal[name].iloc[0]:.3g} to {journal[name].iloc[-1]:.3g}"
                 for name in figures.monitor_names(journal)
             )
-            shown["monitors"] = drawn.add(f"monitors_{backbone}_{init}", alt, svg)
+            shown["monitors"] = drawn.add(f"monitors_{backbone}_{init}", alt, small)
     stored = gather.read_pictures(folder / "pictures.npz") or {}
     shown["columns"] = [_column(column, f"{title} on {backbone}") for column in pictures.columns(stored)]
     shown["padded"] = [str(row) for row, whole in enumerate(stored.get("valid", []), start=1) if not whole]
