@@ -106,26 +106,73 @@ def summary(stage: str, card: dict, chance: np.random.Generator, title: str | No
     }
 
 
-def journal(chance: np.random.Generator, start: float) -> str:
+TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "byol": "BYOL", "pgl": "PGL", "spark": "SparK", "anatomask": "AnatoMask"}
+TEN = {
+    "vit_tiny": ["scratch", "mae", "glmae", "byol", "pgl"],
+    "stunet_tiny": ["scratch", "spark", "anatomask", "byol", "pgl"],
+}
+GLMAE_TERMS = ["global_reconstruction", "local_reconstruction", "global_to_global", "global_to_local"]
+MONITORS = {
+    "glmae": [*GLMAE_TERMS, "teacher_entropy", "centre_norm", "feature_std", "effective_rank"],
+    "anatomask": ["reconstruction", "hard_share", "mask_overlap"],
+    "byol": ["cosine", "feature_deviation", "feature_rank", "overlap_iou", "fallback_share"],
+    "pgl": ["alignment", "feature_deviation", "feature_rank", "overlap_iou", "fallback_share", "valid_share"],
+}
+
+
+def journal(chance: np.random.Generator, start: float, monitors: list[str] | None = None) -> str:
     lines = []
     for step in range(0, 100, 2):
         loss = start * np.exp(-step / 40) + 0.1 * chance.random() + 0.05
-        lines.append(json.dumps({"step": step, "progress": step / 99, "loss": loss, "lr": 1e-3, "grad_norm": 1.0}))
+        others = {name: loss / (n + 2) + n for n, name in enumerate(monitors or ["reconstruction"])}
+        if not monitors:
+            others = {"reconstruction": loss}
+        record = {"step": step, "progress": step / 99, "loss": loss, **others, "lr": 1e-3}
+        lines.append(json.dumps(record | {"grad_norm": 1.0 + 0.2 * chance.random()}))
     return "\n".join(lines) + "\n"
 
 
-def write_pretraining(folder: Path, backbone: str, method: str, chance: np.random.Generator) -> None:
-    title = {"mae": "MAE3D"}.get(method)
-    write(
-        folder / "summary.json", summary("pretrain", {"method": method, "backbone": backbone, "fold": 0}, chance, title)
-    )
-    write(folder / "journal.jsonl", journal(chance, 1.0))
+def two_views(crop: np.ndarray) -> dict[str, np.ndarray]:
+    """Two boxes of each crop, the second mirrored along X, and the corners of a grid that lies in both."""
+    points_a = np.stack(np.meshgrid(*[np.arange(4.0, 24.0, 8.0) + shift for shift in (0.5, 0, 0)], indexing="ij"), -1)
+    points_a = np.tile(points_a.reshape(1, -1, 3), (len(crop), 1, 1)).astype("f4")
+    points_a[:, 0] = np.nan
+    points_b = points_a - np.array([0, 4, 4], "f4")
+    points_b[..., 2] = 24 - points_b[..., 2]
+    views = {"view_a": crop[:, 4:28, :24, :24], "view_b": crop[:, 4:28, 4:28, 4:28][..., ::-1]}
+    return {**views, "points_view_a": points_a, "points_view_b": points_b}
+
+
+def pictures_of(method: str, chance: np.random.Generator) -> dict[str, np.ndarray]:
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, 32)] * 3, indexing="ij")
     crop = np.stack([np.clip(1.2 - np.sqrt(z**2 + y**2 + (x - s) ** 2), 0, 1) for s in (0, 0.3, -0.3)]).astype("f4")
+    if method in ("byol", "pgl"):
+        views = two_views(crop)
+        return views if method == "pgl" else {name: views[name] for name in ("view_a", "view_b")}
     hidden = (np.indices((32, 32)) // 8).sum(0) % 2 == 0
     recon = np.clip(crop + chance.normal(0, 0.05, crop.shape), 0, 1).astype("f4")
-    pictures = {"input": crop, "masked_input": np.where(hidden, 0, crop), "reconstruction": recon}
-    np.savez_compressed(folder / "pictures.npz", **pictures, valid=np.ones(3, bool))
+    shown = {"input": crop, "masked_input": np.where(hidden, 0, crop), "reconstruction": recon}
+    if method == "glmae":
+        shown |= {f"local_{name}": picture[:, 8:24, 8:24, 8:24] for name, picture in list(shown.items())}
+    if method == "anatomask":
+        error = chance.random((3, 4, 4, 4), "f4").repeat(8, 1).repeat(8, 2).repeat(8, 3)
+        shown["teacher_error"] = error
+    return shown
+
+
+def write_pretraining(folder: Path, backbone: str, method: str, chance: np.random.Generator) -> None:
+    card = {"method": method, "backbone": backbone, "fold": 0}
+    told = summary("pretrain", card, chance, TITLES.get(method))
+    if method in MONITORS:
+        told["moved"] = {"encoder": 0.31, "teacher": 0.092}
+    if method == "pgl":
+        told["measured"] = {
+            stage: {f"offset_{a}_vox": 0.5 + drift for a in "zyx"} | {f"offset_drift_{a}_vox": drift for a in "zyx"}
+            for stage, drift in (("start", 0.0), ("end", -0.0625))
+        }
+    write(folder / "summary.json", told)
+    write(folder / "journal.jsonl", journal(chance, 1.0, MONITORS.get(method)))
+    np.savez_compressed(folder / "pictures.npz", **pictures_of(method, chance), valid=np.array([True, True, False]))
 
 
 def write_cell(folder: Path, cell: dict, chance: np.random.Generator) -> None:
@@ -136,7 +183,8 @@ def write_cell(folder: Path, cell: dict, chance: np.random.Generator) -> None:
     report = {"encoder_tensors": placed, "placed": placed, "placed_share": 1.0, "dropped": [], "network_tensors": 80}
     report |= {"network_parameters": 3_000_000, "placed_parameters": placed * 50_000, "fresh": ["head.weight"]}
     write(folder / "load_report.json", {**report, "placed_parameter_share": placed * 50_000 / 3e6})
-    gain = 0.0 if cell["init"] == "scratch" else 0.08 / cell["budget"] ** 0.5
+    better = {"scratch": 0.0, "glmae": 0.1, "pgl": 0.088, "byol": 0.07}.get(cell["init"], 0.08)
+    gain = better / cell["budget"] ** 0.5
     rows, listed = [], []
     for dataset, case in [*product(["here"], TEST), ("elsewhere", "e0")]:
         for number, name in enumerate(CLASSES):

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # Set before anything can import these libraries: a run makes no connection that nobody asked for.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -11,7 +11,26 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class Verbs(typer.core.TyperGroup):
+    """Hands `pretrain --dry-run` to the verb that needs neither scans nor folders, without the options about these."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Chooses the verb."""
+        if args[0] == "pretrain" and "--dry-run" in args:
+            kept, rest = ["cost"], iter(args[1:])
+            for word in rest:
+                if word in ("--index", "--splits", "--output", "--work", "--threads", "--device"):
+                    next(rest, None)
+                elif word not in ("--dry-run", "--compile", "--no-compile"):
+                    kept.append(word)
+            args = kept
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 def _there(parameter: typer.CallbackParam, value: Path | list[Path] | None) -> Path | list[Path] | None:
@@ -82,12 +101,36 @@ def split(card: Card, index: In, output: Output) -> None:
 
 @app.command()
 def pretrain(
-    card: Card, index: In, splits: In, output: Output, work: Work, threads: Threads = 1, device: Device = "auto"
+    card: Card,
+    index: In,
+    splits: In,
+    output: Output,
+    work: Work,
+    threads: Threads = 1,
+    device: Device = "auto",
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="default: on CUDA")] = None,
 ) -> None:
-    """Pretrain one method without labels."""
+    """Pretrain one method without labels; with --dry-run only say what it would cost (see cost --help)."""
     from voxprior.commands import pretrain as verb
 
-    verb.run(card, index, splits, output, work, threads, device)
+    verb.run(card, index, splits, output, work, threads, device, compiled)
+
+
+@app.command()
+def cost(
+    card: Annotated[Path | None, typer.Option(help="run card (JSON); or else", callback=_there)] = None,
+    method: Annotated[str | None, typer.Option(help="a file of config/methods, and")] = None,
+    backbone: Annotated[str | None, typer.Option(help="a file of config/backbones")] = None,
+    preset: Annotated[str, typer.Option(help="numbers of the method")] = "paper",
+    voxels: Annotated[int | None, typer.Option(min=1, help="budget; default: the card's, or 200 billion")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="default: the card's, or 4")] = None,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="share of the peak that is reached")] = 0.4,
+    peak_tflops: Annotated[float, typer.Option(min=0.001, help="of the device; H100 in bfloat16: 989")] = 989.0,
+) -> None:
+    """Say what a pretraining costs: parameters, FLOPs, memory, steps, GPU hours. Also: pretrain --dry-run."""
+    from voxprior.commands import cost as verb
+
+    verb.run(card, method, backbone, preset, voxels, batch_size, mfu, peak_tflops)
 
 
 @app.command()

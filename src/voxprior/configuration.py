@@ -123,13 +123,16 @@ class Cnn(Strict):
 
 
 class Recipe(Strict):
-    """AdamW with linear warm-up and half-cosine decay. Warm-up is a fraction of the run."""
+    """AdamW or LARS with linear warm-up and half-cosine decay. Warm-up is a fraction of the run."""
 
+    optimiser: Literal["adamw", "lars"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="adamw alone")
+    momentum: float = Field(0.9, ge=0, lt=1, description="lars alone")
+    trust: float = Field(1e-3, gt=0, description="lars alone: share of a layer's length that a rate of 1 moves it by")
     warmup: Share = 0.1
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: any")
 
 
 class Backbone(Strict):

@@ -1,6 +1,8 @@
 """Publishing to MLflow: complete, idempotent, and never in the way."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,33 @@ def test_runs_are_flat_tagged_and_carry_metrics_with_steps(study):
     assert client.get_run(renewed).data.metrics["d/dice/liver"] == pytest.approx(0.7)
     experiment = client.get_experiment_by_name("toy").experiment_id
     assert len(client.search_runs([experiment])) == 2
+
+
+def test_a_pretraining_shows_its_monitors_measures_and_pictures(make_study):
+    from mlflow import MlflowClient
+
+    results = make_study(inits={"vit_tiny": ["scratch", "mae", "pgl"]}, budgets=(1,))
+    store = f"sqlite:///{Path.cwd()}/mlflow.db"
+    runs = published(results, store)["runs"]
+    client = MlflowClient(store)
+    run = client.get_run(runs["pretrain/vit_tiny/pgl/fold0"])
+    journal = [json.loads(line) for line in (results / "pretrain/vit_tiny/pgl/fold0/journal.jsonl").open()]
+    assert set(journal[0]) - {"step"} <= set(run.data.metrics)
+    assert run.data.metrics["feature_rank"] == pytest.approx(journal[-1]["feature_rank"])
+    drift = client.get_metric_history(run.info.run_id, "measured/offset_drift_x_vox")
+    assert [(point.step, point.value) for point in drift] == [(0, 0.0), (100, -0.0625)]
+    assert run.data.metrics["moved/teacher"] == pytest.approx(0.092)
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"summary.json", "pictures.png"}
+    picture = Path(client.download_artifacts(run.info.run_id, "pictures.png")).read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "load_report.json" in {
+        a.path for a in client.list_artifacts(runs["finetune/vit_tiny/mae/budget1/fold0/seed0"])
+    }
+    # Other pictures are another content: the run is published anew.
+    shutil.copy(
+        results / "pretrain/vit_tiny/mae/fold0/pictures.npz", results / "pretrain/vit_tiny/pgl/fold0/pictures.npz"
+    )
+    assert published(results, store)["runs"]["pretrain/vit_tiny/pgl/fold0"] != run.info.run_id
 
 
 def test_a_dead_store_costs_a_warning_and_nothing_else(study, capsys):

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from voxprior.engine.loop import parameter_groups
+from voxprior.engine.step import parameter_groups
 from voxprior.errors import Refusal
 from voxprior.maths import chance, ema, masking, patches
 from voxprior.maths.losses import masked_patch_error
@@ -331,7 +331,7 @@ def test_check_13_only_the_student_learns_and_all_of_it() -> None:
     assert [name for name, p in model.student.named_parameters() if p.grad is None or not p.grad.any()] == []
     optimiser.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.teacher.state_dict().items())
-    recipe = type("Recipe", (), {"weight_decay": 0.01})()
+    recipe = type("Recipe", (), {"weight_decay": 0.01, "optimiser": "adamw"})()
     grouped = [p for group in parameter_groups(model, recipe) for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in model.student.parameters()}
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -51,10 +54,23 @@ def test_region_is_the_crop_and_every_crop_voxel_is_seen():
 def test_loss_equals_monais_dice_ce_where_all_is_labelled():
     from monai import losses
 
-    labels = batch()["labels_BZYX"]
-    terms = segment.Model(segment.Config(CROP), Net()).terms(logits_of(), labels)
-    expected = losses.DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(logits_of(), labels[:, None])
-    torch.testing.assert_close(mean(terms["dice"]) + mean(terms["ce"]), expected)
+    labels = batch(3)["labels_BZYX"]
+    labels[1] = 0  # one sample without any organ, and one without the second
+    labels[2][labels[2] == 2] = 0
+    ours, theirs = logits_of(3).requires_grad_(), logits_of(3).requires_grad_()
+    terms = segment.Model(segment.Config(CROP), Net()).terms(ours, labels)
+    loss = mean(terms["dice"]) + mean(terms["ce"])
+    expected = losses.DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(theirs, labels[:, None])
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_fine_tuning_does_not_import_monai():
+    code = "import sys, voxprior.segment.model; print({'monai', 'mlflow', 'pandas', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_unlabelled_voxels_change_neither_loss_nor_gradient():

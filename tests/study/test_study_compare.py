@@ -56,6 +56,29 @@ def test_contrasts_are_paired_by_case_not_by_order():
     assert compare.contrasts(scores(arm), SETTINGS).empty
 
 
+def test_contrasts_are_the_planned_ones():
+    inits = ["scratch", "mae", "glmae", "byol", "pgl"]
+    values = {
+        (init, 1, 0, case, "liver"): 0.1 * n + 0.01 * n * int(case) for n, init in enumerate(inits) for case in "1234"
+    }
+    found = compare.contrasts(scores(values), SETTINGS)
+    pairs = list(zip(found["init"], found["against"], strict=True))
+    assert sorted(pairs) == sorted(
+        [
+            ("mae", "scratch"),
+            ("glmae", "scratch"),
+            ("byol", "scratch"),
+            ("pgl", "scratch"),
+            ("glmae", "mae"),
+            ("pgl", "byol"),
+        ]
+    )
+    pgl = found.set_index(["init", "against"]).loc[("pgl", "byol")]
+    assert pgl["difference"] == pytest.approx(0.1 + 0.01 * 2.5)
+    only = compare.contrasts(scores({k: v for k, v in values.items() if k[0] in ("mae", "glmae")}), SETTINGS)
+    assert list(zip(only["init"], only["against"], strict=True)) == [("glmae", "mae")]  # scratch is not in this study
+
+
 def test_intervals_stay_inside_the_metric():
     rows = {("scratch", 1, 0, f"p{i}", "liver"): value for i, value in enumerate([1, 1, 1, 0.98, 0.5])}
     found = compare.curves(scores(rows), SETTINGS)

@@ -13,6 +13,9 @@ def test_numbers_have_the_places_that_make_sense():
     assert wording.number(4.46, "hd95_mm") == "4.5"
     assert wording.number(math.nan, "nsd") == "\u2013"
     assert wording.signed(-0.0123, "dice") == "\u22120.012"
+    assert [wording.signed(v, "dice") for v in (0.0, -0.0001, 0.0006)] == ["0.000", "0.000", "+0.001"]
+    assert [wording.share(v) for v in (0.0432, 0.31, 0.0996)] == ["4.3 %", "31 %", "10 %"]
+    assert [wording.measure(v) for v in (-0.0625, 1234.5, math.nan)] == ["\u22120.0625", "1.23e+03", "\u2013"]
     assert wording.interval(0.1, 0.25, "dice") == "0.100 to 0.250"
     assert wording.interval(math.nan, math.nan, "dice") == ""
     assert [wording.duration(s) for s in (1.234, 42, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
@@ -34,6 +37,11 @@ def test_numbers_have_the_places_that_make_sense():
 def test_findings_claim_what_the_interval_carries(low, high, said):
     row = {"difference": 0.03, "low": low, "high": high, "cases": 2, "budget": 4}
     assert said in wording.finding(row, "MAE3D", 0.95)
+
+
+def test_findings_name_what_an_init_is_compared_with():
+    row = {"difference": 0.03, "low": 0.01, "high": 0.05, "cases": 9, "budget": 1}
+    assert "1 labelled case, PGL is better than BYOL: +0.030" in wording.finding(row, "PGL", 0.95, "BYOL")
 
 
 def test_labels_equal_reads_scratchs_curve():

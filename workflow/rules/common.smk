@@ -15,11 +15,12 @@ from snakemake.utils import validate
 
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
-# Jobs call `voxprior`: take it from the environment that runs Snakemake (a conda environment goes before it), and let
-# envs/voxprior.post-deploy.sh find the project.
-os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]), VOXPRIOR_HOME=str(ROOT)
-)
+# Jobs call the `voxprior` of the environment that runs Snakemake; post-deploy scripts look for VOXPRIOR_HOME.
+PATHS = [str(Path(sys.executable).parent), *os.get_exec_path()]
+os.environ.update(PATH=os.pathsep.join(PATHS), VOXPRIOR_HOME=str(ROOT))
+# Keeps freed memory, see docs/decisions.md. Both or neither: one alone switches off what glibc adapts by itself.
+for name, most in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
+    os.environ.setdefault(name, str(most))
 GPU = int(shutil.which("nvidia-smi") is not None)
 
 

@@ -1,7 +1,7 @@
 """`voxprior pretrain`: one method, one backbone, one fold, no labels."""
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,23 @@ from voxprior.errors import Refusal
 _PICTURES = 3
 
 
-def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, threads: int, device: str) -> None:
+def run(
+    card_path: Path,
+    index: Path,
+    splits: Path,
+    output: Path,
+    work: Path,
+    threads: int,
+    device: str,
+    compiled: bool | None = None,
+) -> None:
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
+    `compiled`: whether torch compiles the networks; None: on CUDA, where it can.
+
     Raises:
-        Refusal: the method does not take the backbone, the fold is not in the splits, or the loss is not finite.
+        Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
+            is not finite.
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards, methods
@@ -22,15 +34,17 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import summary
-    from voxprior.engine.loop import Plan, train
+    from voxprior.engine.estimate import steps_for
+    from voxprior.engine.loop import train
+    from voxprior.engine.step import Plan
 
     card: cards.PretrainCard = cards.read_card("pretrain", card_path)
     where = devices.pick(device, threads)
     pool = _pool(splits, card.fold)
-    model, region, rules = _build(card, card_path)
+    model, region, rules = build(card, card_path)
     _check_sizes(card, index, pool)
-    size = card.pretrain.batch_size
-    steps = max(2, math.ceil(card.pretrain.voxels / (size * model.student_voxels)))
+    recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
+    steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
     workers = max(threads - 1, 0) if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
 
     def batches(start: int, size: int = size, steps: int = steps) -> Any:
@@ -40,8 +54,8 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
         )
 
     plan = Plan(
-        steps, card.recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
-        rules=rules,
+        steps, recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
+        rules=rules, compiler=_compiler(compiled, where),
     )  # fmt: skip
     before = _measures(model)
     outcome = train(model, batches, plan)
@@ -51,8 +65,9 @@ def run(card_path: Path, index: Path, splits: Path, output: Path, work: Path, th
     inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
     told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
     told["title"] = methods.load(card.method).TITLE
+    told["recipe"] = recipe.model_dump(mode="json")
     told["measured"] = {"start": before, "end": _measures(model)}
-    told["moved"] = _moved(model, _build(card, card_path)[0])
+    told["moved"] = _moved(model, build(card, card_path)[0])
     summary.publish(output, plan, told)
 
 
@@ -79,7 +94,7 @@ def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
         raise Refusal(f"{index}: {card.method}: {reason}")
 
 
-def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
+def build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     """Builds the method's model: (model, region that the loader reads, the method's own parameter rules)."""
     import torch
 
@@ -98,6 +113,29 @@ def _build(card: Any, card_path: Path) -> tuple[Any, Any, Any]:
     model = method.Model(config, backbone.encoder())
     rules = method.parameter_groups(config) if hasattr(method, "parameter_groups") else None
     return model, method.region(config, backbone), rules
+
+
+def recipe_of(card: Any, card_path: Path) -> Any:
+    """Takes the card's recipe with what the method itself asks for: `recipe(config, batch_size)`, where it has one."""
+    from voxprior import methods
+    from voxprior.configuration import Recipe, validated
+
+    method = methods.load(card.method)
+    if not hasattr(method, "recipe"):
+        return card.recipe
+    own = method.recipe(method.Config(**card.config), card.pretrain.batch_size) or {}
+    content = {**card.recipe.model_dump(), **own}
+    return validated(Recipe, content, f"{card_path}: recipe of {card.method}", "correct the method's numbers")
+
+
+def _compiler(asked: bool | None, where: Any) -> str | None:
+    """Names the backend of `torch.compile`, or None; says so where CUDA is there and cannot be used to the full."""
+    from voxprior.engine.device import can_compile
+
+    able = can_compile(where)
+    if asked is None and where.type == "cuda" and not able:
+        print("voxprior: not compiled: torch.compile needs Triton and a C compiler here", file=sys.stderr)
+    return "inductor" if asked or (asked is None and able) else None
 
 
 def _measures(model: Any) -> dict[str, float]:
@@ -147,7 +185,9 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     shown: dict[str, Any] = {}
     if hasattr(model, "pictures"):
         model.eval()
-        with torch.no_grad(), autocast(plan.device, plan.precision):
+        # Another batch size and mode: not worth compiling again.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), autocast(plan.device, plan.precision):
             shown = model.pictures(model.views(batch, key_B.to(plan.device)))
     arrays = {name: value[:_PICTURES].float().cpu().numpy() for name, value in shown.items()}
     with whole(path) as part, open(part, "wb") as file:

@@ -85,8 +85,9 @@ def finished_runs(results: Path, study: dict[str, Any]) -> Iterator[tuple[dict[s
                 "name": str(folder.relative_to(results)),
                 "title": title(stage, tags),
                 "key": f"{stage}:{summary['card_hash']}:{folder.relative_to(results)}",
-                "metrics": [*journal_metrics(folder), *final_metrics(folder, summary)],
+                "metrics": [*journal_metrics(folder), *final_metrics(folder, summary), *change_metrics(summary)],
                 "artifacts": [path for path in (summary_file, folder / "load_report.json") if path.exists()],
+                "pictures": folder / "pictures.npz",
             }
             yield {"tags": tags, "params": flat(card)}, files
     report = results / "report.html"
@@ -122,6 +123,18 @@ def journal_metrics(folder: Path) -> list[tuple[str, float, int]]:
     return points
 
 
+def change_metrics(summary: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """Reads what a pretraining measured before its first and after its last step, and how far its networks moved."""
+    last = int(summary["steps"])
+    measured = summary.get("measured") or {}
+    points = [
+        (f"measured/{name}", float(value), step)
+        for stage, step in (("start", 0), ("end", last))
+        for name, value in measured.get(stage, {}).items()
+    ]
+    return points + [(f"moved/{name}", float(value), last) for name, value in (summary.get("moved") or {}).items()]
+
+
 def final_metrics(folder: Path, summary: dict[str, Any]) -> list[tuple[str, float, int]]:
     """Reads what stands at the end of a run: seconds, memory, and the mean score per class over the test cases."""
     import csv
@@ -154,7 +167,8 @@ def publish(client: Any, experiment: str, card: dict[str, Any], files: dict[str,
     from mlflow.entities import Metric, Param, RunTag
 
     digest = sha256(json.dumps([card, files["metrics"]], sort_keys=True).encode())
-    for path in files["artifacts"]:
+    pictures = [path for path in [files.get("pictures")] if path is not None and path.exists()]
+    for path in [*files["artifacts"], *pictures]:
         digest.update(path.read_bytes())
     content = digest.hexdigest()
     quoted = files["key"].replace("'", "")
@@ -171,7 +185,17 @@ def publish(client: Any, experiment: str, card: dict[str, Any], files: dict[str,
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     for path in files["artifacts"]:
         client.log_artifact(run_id, str(path))
+    for path in pictures:
+        if (figure := _sheet(path, files["title"])) is not None:
+            client.log_figure(run_id, figure, "pictures.png")
     # Last: a run that was cut off half-way lacks the tag and is made anew.
     client.set_tag(run_id, CONTENT, content)
     client.set_terminated(run_id)
     return str(run_id)
+
+
+def _sheet(path: Path, title: str) -> Any:
+    """Draws a pretraining's pictures as one figure; None where its method shows none."""
+    from voxprior.study import gather, pictures
+
+    return pictures.sheet(gather.read_pictures(path) or {}, title)

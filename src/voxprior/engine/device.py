@@ -1,17 +1,41 @@
 """Where a run computes: device, threads, precision, determinism; and what it ran on."""
 
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from voxprior.errors import Refusal
 
+# Words of the name that the driver gives -> TFLOP/s in bfloat16 and in float32. The first that fits counts.
+_PEAK_TFLOPS = {
+    "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.0, 417.5),
+    "H100": (989.0, 494.5),
+    "H200 NVL": (835.0, 417.5),
+    "H200": (989.0, 494.5),
+    "GH200": (989.0, 494.5),
+    "A100": (312.0, 156.0),
+    "A40": (149.7, 74.8),
+    "A30": (165.0, 82.0),
+    "A10G": (70.0, 35.0),
+    "A10": (125.0, 62.5),
+    "L40S": (362.0, 183.0),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 60.5),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+}
 _PACKAGES = ("voxprior", "torch", "numpy", "monai", "SimpleITK", "safetensors", "blosc2")
 
 
@@ -37,7 +61,12 @@ def pick(name: str, threads: int) -> torch.device:
             torch.set_num_interop_threads(1)
     # cuBLAS is deterministic only with this, and reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        # The same for kernels, without a second of importing the compiler to tell it too: prediction has no other use
+        # for it.
+        torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, costly
     torch.backends.cudnn.benchmark = False
     return device
@@ -46,6 +75,26 @@ def pick(name: str, threads: int) -> torch.device:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Computes matrix products and convolutions in bfloat16 for `bf16`, everything in float32 for `fp32`."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Tells whether `torch.compile` is worth it and possible here: on CUDA, with Triton and a C compiler for it."""
+    compilers = ("cc", "gcc", "clang")
+    return device.type == "cuda" and find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Tells what the device can compute at most, in operations per second; None where it is not known, as for CPUs.
+
+    Published dense peaks, without sparsity. `fp32` is measured against TF32 where the device has it, because torch
+    computes float32 convolutions in TF32 there; it does not compute matrix products so, which then look slow. V100 and
+    T4 have no bfloat16 units: theirs are the float16 peaks. Source: NVIDIA's data sheets of each product.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    fits = next((peaks for words, peaks in _PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
+    return fits[precision == "fp32"] * 1e12 if fits else None
 
 
 def describe(device: torch.device) -> str:

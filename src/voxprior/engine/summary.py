@@ -6,7 +6,8 @@ from typing import Any
 
 from voxprior.engine import device as devices
 from voxprior.engine import state
-from voxprior.engine.loop import Outcome, Plan
+from voxprior.engine.loop import Outcome
+from voxprior.engine.step import Plan
 from voxprior.whole import whole, write_json
 
 

@@ -25,11 +25,11 @@ def _between(key_B: Tensor, stream: str, low: float, high: float, shape: tuple[i
 def _drawn(key_B: Tensor, stream: str, probability: float) -> tuple[Tensor, Tensor]:
     """Lists the samples to work on (b,), and tells for each whether the effect is drawn for it (b,) bool.
 
-    On CUDA the list is every sample: asking which are drawn would make the host wait for the device. On the CPU it is
-    the drawn ones alone, which saves the work. The result is the same.
+    On the CPU the list is the drawn ones alone, which saves work. Elsewhere it is every sample: asking which are drawn
+    would make the host wait for the device, and the meta device has no answer. The result is the same.
     """
     drawn_B = chance.uniform(key_B, stream + "/gate") < probability
-    if key_B.is_cuda:
+    if key_B.device.type != "cpu":
         return torch.arange(key_B.shape[0], device=key_B.device), drawn_B
     rows = drawn_B.nonzero()[:, 0]
     return rows, drawn_B[rows]
@@ -64,8 +64,12 @@ def draw_flips(key_B: Tensor, stream: str, probability_zyx: tuple[float, float, 
 def flip(value_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
     """Mirrors each sample along the axes, the last three, that its row says: (B, ..., Z, Y, X), voxels or patches.
 
-    Mirroring X swaps left and right organs.
+    Mirroring X swaps left and right organs. The CPU moves what is mirrored and no more; elsewhere each voxel is chosen
+    from both, because asking would make the host wait for the device. The result is the same.
     """
+    if value_BZYX.device.type == "cpu":
+        axes_B = [[axis - 3 for axis, drawn in enumerate(row) if drawn] for row in flipped_B3.tolist()]
+        return torch.stack([value.flip(axes) for value, axes in zip(value_BZYX, axes_B, strict=True)])
     for axis in range(3):
         chosen_B = flipped_B3[:, axis].reshape(-1, *[1] * (value_BZYX.ndim - 1))
         value_BZYX = torch.where(chosen_B, value_BZYX.flip(axis - 3), value_BZYX)
@@ -96,8 +100,8 @@ def warp(volume_BCZYX: Tensor, labels_BZYX: Tensor, matrix_B33: Tensor, spacing_
     Returns:
         The same shapes. What comes from beyond the crop is 0 in the image and unknown (255) in the labels.
     """
-    size_zyx = torch.tensor(volume_BCZYX.shape[2:], device=spacing_mm_B3.device)
-    half_mm_B3 = (0.5 * spacing_mm_B3 * size_zyx).flip(1)  # x y z, as grid_sample counts
+    # x y z, as grid_sample counts. Sides stay Python numbers: a copy of them would make the host wait for the device.
+    half_mm_B3 = torch.stack([0.5 * spacing_mm_B3[:, axis] * volume_BCZYX.shape[2 + axis] for axis in (2, 1, 0)], dim=1)
     theta_B33 = matrix_B33 * half_mm_B3[:, None, :] / half_mm_B3[:, :, None]
     grid = F.affine_grid(F.pad(theta_B33, (0, 1)), list(volume_BCZYX.shape), align_corners=False)
     image = F.grid_sample(volume_BCZYX, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -99,8 +99,9 @@ def draw_pair(
 
 def unreachable_share(scale: tuple[float, float], least: float, shared_z: bool, draws: int = 4096) -> float:
     """Tells for which share of the pairs the sides alone make the overlap impossible, wherever the boxes lie."""
-    key_B = chance.keys(0, 0, torch.arange(draws))
-    sides_BV3 = _draw_sides(key_B, torch.full((draws, 3), 1e9).double(), torch.ones(draws, 3).double(), scale, shared_z)
+    with torch.device("cpu"):  # the answer is a number, also where a model is built without memory (meta)
+        key_B, one_B3 = chance.keys(0, 0, torch.arange(draws)), torch.ones(draws, 3).double()
+        sides_BV3 = _draw_sides(key_B, 1e9 * one_B3, one_B3, scale, shared_z)
     return float((sides_BV3.amin(1).prod(1) < _needed(sides_BV3, least)).double().mean())
 
 

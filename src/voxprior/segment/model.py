@@ -2,10 +2,8 @@
 
 The loss is Dice + cross-entropy, as MONAI's `DiceCELoss`, with these choices: softmax; Dice of each sample and class on
 its own (`batch=False`, so that its mean is the same for any number of processes); background in the cross-entropy but
-not in the Dice; voxels with label 255, not labelled here, in neither. Dice comes from MONAI and cross-entropy from
-torch, because `DiceCELoss` cannot leave voxels out; where every voxel is labelled the two are equal (a test).
-
-MONAI costs seconds to import: this module is for training alone, prediction uses `segment/infer.py`.
+not in the Dice; voxels with label 255, not labelled here, in neither. `DiceCELoss` cannot leave voxels out; where every
+voxel is labelled, value and gradient are its own (a test).
 
 Axes: B samples, C channels or classes (0 is background), Z Y X voxels.
 """
@@ -15,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from voxprior.maths import augment
 from voxprior.maths.augment import UNKNOWN
 from voxprior.maths.batch import Batch, Term, volume_from
 from voxprior.maths.boxes import Region
+
+SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither map costs nothing
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,6 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.network: Any = network
-        self.dice = DiceLoss(include_background=False, reduction="sum")
         self.student_voxels = config.crop_vox[0] * config.crop_vox[1] * config.crop_vox[2]
 
     @property
@@ -121,13 +119,24 @@ class Model(nn.Module):
         known_BZYX = labels_BZYX != UNKNOWN
         number = torch.arange(channels, device=labels_BZYX.device, dtype=torch.uint8).view(1, -1, 1, 1, 1)
         target = (labels_BZYX[:, None] == number).float()  # no class at all where unknown
-        dice = self.dice(logits_BCZYX.softmax(1) * known_BZYX[:, None], target)
+        dice = soft_dice_error(logits_BCZYX.softmax(1) * known_BZYX[:, None], target)[:, 1:].sum()
         ce = F.cross_entropy(logits_BCZYX, labels_BZYX.long(), ignore_index=UNKNOWN, reduction="sum")
         # Neither count asks the device: every sample and class counts, an absent class as one that must stay absent.
         return {"dice": Term(dice, torch.tensor(samples * (channels - 1))), "ce": Term(ce, known_BZYX.sum())}
 
     def after_step(self, progress: float, total_steps: int) -> None:
         """Does nothing: no teacher follows."""
+
+
+def soft_dice_error(probability_BCZYX: Tensor, target_BCZYX: Tensor) -> Tensor:
+    """Computes 1 - Dice of each sample and class, (B, C), from probabilities instead of a map.
+
+    Source: Milletari et al., "V-Net", 3DV 2016, without the squares in the denominator, as in MONAI's `DiceLoss`.
+    """
+    space = (2, 3, 4)
+    overlap_BC = (probability_BCZYX * target_BCZYX).sum(space)
+    total_BC = probability_BCZYX.sum(space) + target_BCZYX.sum(space)
+    return 1.0 - (2.0 * overlap_BC + SMOOTH) / (total_BC + SMOOTH)
 
 
 def shrink(labels_BZYX: Tensor, size_zyx: tuple[int, ...]) -> Tensor:

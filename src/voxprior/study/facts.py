@@ -138,6 +138,24 @@ def job_costs(results: Path) -> Rows:
     return rows
 
 
+def changes(summary: dict[str, Any]) -> Rows:
+    """Lists what a pretraining measured before its first and after its last step: what, start, end.
+
+    `share` marks how far a network moved from its first weights, in lengths of these. A summary of an older version
+    has neither.
+    """
+    measured = summary.get("measured") or {}
+    start, end = measured.get("start", {}), measured.get("end", {})
+    rows: Rows = [
+        {"what": f"{network}, moved by", "start": 0.0, "end": distance, "share": True}
+        for network, distance in (summary.get("moved") or {}).items()
+    ]
+    for name in [*start, *(name for name in end if name not in start)]:
+        values = {"start": start.get(name, float("nan")), "end": end.get(name, float("nan"))}
+        rows.append({"what": name.replace("_", " "), **values, "share": False})
+    return rows
+
+
 def load_reports(results: Path, study: dict[str, Any]) -> Rows:
     """Reads what was loaded into the segmentation network, once per backbone and init (largest budget, first seed)."""
     rows: Rows = []

@@ -1,24 +1,27 @@
 """Figures of the report: curves as SVG, pictures of scans as JPEG.
 
 Curves are drawn narrow, one backbone each, so that their text stays legible on a telephone; the page puts them side by
-side where there is room. Colours are told apart by colour-blind readers (Okabe and Ito), and every line has a marker
-of its own. `inline` turns a figure's fixed colours into the page's, which are others in the dark.
+side where there is room. Colours are told apart by colour-blind readers (a test simulates them), every line has a
+marker of its own, and its name stands at its end. `inline` turns a figure's fixed colours into the page's, which are
+others in the dark.
 
 Axes: Z Y X voxels of a volume in LPS order; H W rows and columns of a picture.
 """
 
 import io
 import re
+import textwrap
 from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PAPER, INK, FAINT, RULE = "#fffffe", "#1c2024", "#5b6570", "#d5dadf"
-SERIES = ["#5b6571", "#0072b2", "#b84d00", "#00795a", "#9c3d78", "#8a6100", "#3d4fb8", "#7a5230"]
+SERIES = ["#5d706c", "#0251e6", "#c63500", "#13482f", "#b824ae", "#7a2f04", "#1701e0", "#7a5230"]
 MARKERS = ["s", "o", "^", "D", "v", "P", "X", "*"]
 LABEL_RGB, PREDICTION_RGB = (86, 180, 233), (255, 158, 40)
 METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 in mm"}
@@ -37,8 +40,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": RULE,
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
 }
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
@@ -65,25 +66,28 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
         SVG.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "budget"}):
-        figure = Figure(figsize=(4.8, 3.5), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.1), layout="constrained")
         axes = figure.add_subplot()
         styles = style_of(list(titles))
+        ends = []
         budgets = sorted(curves["budget"].unique())
         shown = [init for init in titles if init in set(curves["init"])]
         for place, init in enumerate(shown):
             rows = curves[curves["init"] == init].sort_values("budget")
             colour, marker = styles[init]
             # Intervals of equal budgets would cover one another: each line stands a little aside.
-            aside = 1.03 ** (place - (len(shown) - 1) / 2)
-            axes.plot(rows["budget"] * aside, rows["mean"], color=colour, marker=marker, label=titles[init], zorder=3)
+            aside = 1.05 ** (place - (len(shown) - 1) / 2)
+            axes.plot(rows["budget"] * aside, rows["mean"], color=colour, marker=marker, zorder=3)
             axes.vlines(rows["budget"] * aside, rows["low"], rows["high"], color=colour, linewidth=1.2)
+            if len(known := rows.dropna(subset="mean")):
+                ends.append((known["budget"].iloc[-1] * aside, known["mean"].iloc[-1], titles[init], colour))
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(budget) for budget in budgets])
         axes.minorticks_off()
         axes.set_xlabel("labelled cases")
         axes.set_ylabel(f"{METRICS[metric]}, mean over test cases")
         axes.margins(x=0.12, y=0.12)
-        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        _name_ends(axes, ends)
         return _svg(figure, mark)
 
 
@@ -93,12 +97,14 @@ def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], m
     A logarithmic axis where all losses are positive and span a factor of ten.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "learning"}):
-        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         styles = style_of(list(titles))
+        ends = []
         for init, journal in journals.items():
-            few = journal.iloc[:: max(1, len(journal) // 200)]
-            axes.plot(100 * few["progress"], few["loss"], color=styles[init][0], label=titles[init], linewidth=1.3)
+            few = _thinned(journal)
+            axes.plot(100 * few["progress"], few["loss"], color=styles[init][0], linewidth=1.3)
+            ends.append((100 * few["progress"].iloc[-1], few["loss"].iloc[-1], titles[init], styles[init][0]))
         losses = pd.concat([journal["loss"] for journal in journals.values()])
         if losses.min() > 0 and losses.max() > 10 * losses.min():
             axes.set_yscale("log")
@@ -107,8 +113,87 @@ def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], m
             axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.set_xlabel("per cent of the run")
         axes.set_ylabel("loss")
-        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        _name_ends(axes, ends)
         return _svg(figure, mark)
+
+
+def monitors(journal: pd.DataFrame, colour: str, mark: str, across: int = 3) -> str | None:
+    """Draws what a run logged besides its loss, one small axis each; None where that is nothing.
+
+    A term that is the whole loss is not drawn again, and the learning rate is the recipe's.
+
+    Args:
+        journal: `progress`, and a column per loss term, monitor and `grad_norm`.
+        colour: of the lines.
+        mark: what stands in the corner.
+        across: axes in a row.
+    """
+    names = monitor_names(journal)
+    if not names:
+        return None
+    down = -(-len(names) // across)
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "monitors", "font.size": 8}):
+        figure = Figure(figsize=(4.8, 1.25 * down + 0.35), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes in grid.flat[len(names) :]:
+            axes.set_axis_off()
+        for axes, name in zip(grid.flat, names, strict=False):
+            few = _thinned(journal[["progress", name]].dropna())
+            axes.plot(100 * few["progress"], few[name], color=colour, linewidth=1.1)
+            axes.set_title(textwrap.fill(name.replace("_", " "), 18), fontsize=9, color=INK)
+            axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
+            axes.set_xticks([0, 100], ["0 %", "100 %"])
+            if np.ptp(few[name]) == 0:
+                # Matplotlib would show a constant within a hair's breadth of itself, as if it moved.
+                axes.set_ylim(few[name].iloc[0] - 0.5, few[name].iloc[0] + 0.5)
+                axes.set_yticks([few[name].iloc[0]])
+        return _svg(figure, mark)
+
+
+def monitor_names(journal: pd.DataFrame) -> list[str]:
+    """Lists what `monitors` draws: every number of a journal but the step, the rate, and what equals the loss."""
+    return [
+        name
+        for name in journal.columns
+        if name not in ("step", "progress", "loss", "lr") and not journal[name].equals(journal["loss"])
+    ]
+
+
+def _thinned(journal: pd.DataFrame) -> pd.DataFrame:
+    """Takes about 200 of the rows, the last one always."""
+    every = max(1, len(journal) // 200)
+    return journal.iloc[(len(journal) - 1) % every :: every]
+
+
+def spread(wanted: list[float], gap: float) -> list[float]:
+    """Moves places apart until neighbours are `gap` away, as little as possible (least squares), in their order."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    pools: list[tuple[float, int]] = []  # (mean of wanted minus what the gaps below already take, members)
+    for place, i in enumerate(order):
+        pools.append((wanted[i] - place * gap, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (high, more), (low, some) = pools.pop(), pools.pop()
+            pools.append(((high * more + low * some) / (more + some), more + some))
+    flat = [mean for mean, members in pools for _ in range(members)]
+    moved = [0.0] * len(wanted)
+    for place, i in enumerate(order):
+        moved[i] = flat[place] + place * gap
+    return moved
+
+
+def _name_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes each line's name beside its end, in its colour, apart from one another: entries are (x, y, name, colour).
+
+    A legend asks the reader to match colours; with five lines that is asking too much.
+    """
+    axes.set_ylim(axes.get_ylim())
+    places = [float(axes.transLimits.transform(axes.transScale.transform((x, y)))[1]) for x, y, _, _ in ends]
+    for place, (x, y, name, colour) in zip(spread(places, 0.085), ends, strict=True):
+        axes.annotate(
+            name, (x, y), (1.05, place), textcoords="axes fraction", color=colour, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
 
 
 def _svg(figure: Figure, mark: str) -> str:
@@ -208,20 +293,6 @@ def _outline(map_HW: Volume) -> Volume:
     edge[:, 1:] |= right
     edge[:, :-1] |= right
     return edge
-
-
-def reconstructions(pictures: dict[str, Volume], side_px: int = 150) -> Picture:
-    """Draws the middle axial plane of each crop, one row each: input, masked input, reconstruction: (H, W, 3)."""
-    rows = []
-    for crop in range(len(pictures["input"])):
-        tiles = []
-        for name in ("input", "masked_input", "reconstruction"):
-            plane = pictures[name][crop][pictures[name].shape[1] // 2]
-            down = np.arange(side_px) * plane.shape[0] // side_px
-            right = np.arange(side_px) * plane.shape[1] // side_px
-            tiles.append(np.pad((np.clip(plane[down][:, right], 0, 1) * 255).astype(np.uint8), ((0, 4), (0, 4))))
-        rows.append(np.concatenate(tiles, axis=1))
-    return np.repeat(np.concatenate(rows)[..., None], 3, axis=2)
 
 
 def jpeg(picture: Picture, quality: int = 82) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from voxprior.study import facts, figures, gather, wording
+from voxprior.study import facts, figures, gather, pictures, wording
 from voxprior.study.compare import STAMP
 
 METRICS = ["dice", "nsd", "hd95_mm"]
@@ -110,6 +110,8 @@ def _backbone(
     study = config["study"]
     curves = tables["curves"].query("backbone == @name")
     contrasts = tables["contrasts"].query("backbone == @name")
+    # All against scratch first, then what each method adds to the one it builds on.
+    contrasts = contrasts.iloc[(contrasts["against"] != "scratch").argsort(kind="stable")]
     title = config["backbones"][name]["title"]
     titles = {init: drawn.titles[init] for init in drawn.titles if init in study["inits"][name]}
     own = curves[(curves["cohort"] == "test") & (curves["class"] == "mean")]
@@ -133,9 +135,19 @@ def _backbone(
         "pictures": pictures,
         "findings": []
         if simulated
-        else [wording.finding(f, titles[f["init"]], confidence) for f in findings if f["budget"] == smallest],
+        else [
+            wording.finding(f, titles[f["init"]], confidence, _named(f["against"], titles))
+            for f in findings
+            if f["budget"] == smallest
+        ],
         "contrasts": [
-            {**row, "labels": "" if simulated else wording.labels_equal(dice, row["init"], row["budget"])}
+            {
+                **row,
+                "other": _named(row["against"], titles),
+                "labels": ""
+                if simulated or row["against"] != "scratch"
+                else wording.labels_equal(dice, row["init"], row["budget"]),
+            }
             for row in by_metric(contrasts[contrasts["cohort"] == "test"], "difference")
         ],
         "classes": by_metric(curves[curves["cohort"] == "test"], "mean"),
@@ -143,9 +155,14 @@ def _backbone(
     }
 
 
+def _named(init: str, titles: dict[str, str]) -> str:
+    """Names an init inside a sentence: `from scratch` reads badly after `against`."""
+    return "scratch" if init == "scratch" else titles[init]
+
+
 def by_metric(rows: pd.DataFrame, value: str) -> list[dict[str, Any]]:
     """Puts the metrics of one arm, budget and class into one row: {..., "dice": {value, low, high}, "nsd": ...}."""
-    keys = [name for name in ("dataset", "init", "budget", "class") if name in rows.columns]
+    keys = [name for name in ("dataset", "init", "against", "budget", "class") if name in rows.columns]
     lines = []
     for key, some in rows.groupby(keys, sort=False):
         line: dict[str, Any] = dict(zip(keys, key, strict=True))
@@ -178,21 +195,44 @@ def _data_url(picture: figures.Picture) -> str:
 
 
 def _pretraining(results: Path, backbone: str, init: str, drawn: _Drawn) -> dict[str, Any]:
-    """Gathers learning curve and reconstructions of one pretraining (its first fold)."""
+    """Gathers learning curve, monitors, what it changed, and pictures of one pretraining (its first fold)."""
     folder = gather.pretrain_folder(results, backbone, init, 0)
     journal, title = gather.read_journal(folder / "journal.jsonl"), drawn.titles[init]
-    shown: dict[str, Any] = {"backbone": backbone, "title": title, "curve": None, "src": "", "alt": ""}
+    shown: dict[str, Any] = {"backbone": backbone, "title": title, "curve": None, "monitors": None}
+    shown["changes"] = facts.changes(gather.read_json(folder / "summary.json"))
     if len(journal):
         first, last = journal["loss"].iloc[0], journal["loss"].iloc[-1]
         alt = f"Pretraining {title} on {backbone}: loss from {first:.3g} to {last:.3g} over {len(journal)} logged steps"
         svg = figures.learning_curves({init: journal}, drawn.titles, drawn.mark)
         shown["curve"] = drawn.add(f"pretrain_{backbone}_{init}", alt, svg)
-    pictures = gather.read_pictures(folder / "pictures.npz")
-    if pictures is not None and len(pictures["input"]):
-        shown["src"] = _data_url(figures.reconstructions(pictures))
-        shown["alt"] = f"{title} on {backbone}: middle axial plane of {len(pictures['input'])} crops; columns: input, "
-        shown["alt"] += "what the network sees, its reconstruction"
+        colour = figures.style_of(list(drawn.titles))[init][0]
+        if (small := figures.monitors(journal, colour, drawn.mark)) is not None:
+            alt = f"Pretraining {title} on {backbone}, over the run: " + "; ".join(
+                f"{name.replace('_', ' ')} from {journal[name].iloc[0]:.3g} to {journal[name].iloc[-1]:.3g}"
+                for name in figures.monitor_names(journal)
+            )
+            shown["monitors"] = drawn.add(f"monitors_{backbone}_{init}", alt, small)
+    stored = gather.read_pictures(folder / "pictures.npz") or {}
+    shown["columns"] = [_column(column, f"{title} on {backbone}") for column in pictures.columns(stored)]
+    shown["padded"] = [str(row) for row, whole in enumerate(stored.get("valid", []), start=1) if not whole]
     return shown
+
+
+def _column(column: pictures.Column, of: str) -> dict[str, Any]:
+    """Prepares one column of pictures for the page: the image, and the marks that are drawn on it."""
+    height, width = column.image.shape[:2]
+    marks = [
+        {
+            "number": m.number,
+            "x": round(m.right_px, 1),
+            "y": round(m.down_px, 1),
+            "colour": pictures.POINTS[m.number - 1],
+        }
+        for m in column.marks
+    ]
+    alt = f"{of}, {column.name}" + (f", with {len(marks)} numbered points" if marks else "")
+    place = {"src": _data_url(column.image), "width": width, "height": height}
+    return {"name": column.name, "alt": alt, "marks": marks, **place}
 
 
 def _finetuning(results: Path, study: dict[str, Any], backbone: str, drawn: _Drawn) -> dict[str, Any]:

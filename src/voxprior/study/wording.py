@@ -24,7 +24,11 @@ def signed(value: float, metric: str) -> str:
         >>> signed(0.0314, "dice")
         '+0.031'
     """
-    return DASH if math.isnan(value) else f"{value:+.{PLACES[metric]}f}".replace("-", MINUS)
+    if math.isnan(value):
+        return DASH
+    text = f"{value:+.{PLACES[metric]}f}"
+    # What rounds to nothing has no direction.
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def interval(low: float, high: float, metric: str, signs: bool = False) -> str:
@@ -63,26 +67,37 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
-def finding(row: Mapping[Any, Any], title: str, confidence: float) -> str:
+def measure(value: float) -> str:
+    """Writes a number of any size, as a method measured it: three significant digits; a dash where there is none."""
+    return DASH if math.isnan(value) else f"{value:.3g}".replace("-", MINUS)
+
+
+def share(value: float) -> str:
+    """Writes a share as per cent with two significant digits, or whole ones from ten on: 0.0432 is 4.3 %."""
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.2g} %"
+
+
+def finding(row: Mapping[Any, Any], title: str, confidence: float, against: str = "scratch") -> str:
     """Says what one contrast shows, in one sentence: a gain, a loss, or that none is shown.
 
     Args:
         row: difference, low, high, cases, budget of a contrast in Dice.
         title: what the init is called.
         confidence: of the interval.
+        against: what the one that it is compared with is called.
     """
     labels = f"{row['budget']} labelled case{'s' if row['budget'] != 1 else ''}"
     change = f"{signed(row['difference'], 'dice')} Dice"
     if math.isnan(row["low"]):
         return (
-            f"With {labels}, {title}: {change} against scratch, on too few patients ({row['cases']}) for an interval."
+            f"With {labels}, {title}: {change} against {against}, on too few patients ({row['cases']}) for an interval."
         )
     within = f"{100 * confidence:g} % interval {interval(row['low'], row['high'], 'dice', signs=True)}"
     if row["low"] > 0:
-        return f"With {labels}, {title} is better than scratch: {change} ({within})."
+        return f"With {labels}, {title} is better than {against}: {change} ({within})."
     if row["high"] < 0:
-        return f"With {labels}, {title} is worse than scratch: {change} ({within})."
-    return f"With {labels}, no difference between {title} and scratch is shown: {change} ({within})."
+        return f"With {labels}, {title} is worse than {against}: {change} ({within})."
+    return f"With {labels}, no difference between {title} and {against} is shown: {change} ({within})."
 
 
 def labels_equal(curves: pd.DataFrame, init: str, budget: int) -> str:

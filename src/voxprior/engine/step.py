@@ -1,0 +1,234 @@
+"""One optimiser step, and what it is made of: recipe, parameter groups, reduced loss terms.
+
+A model offers `views`, `forward` and `after_step` (`methods/contract.py`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from voxprior.engine.device import autocast
+from voxprior.engine.flops import counter
+from voxprior.engine.lars import Lars
+from voxprior.errors import Refusal
+from voxprior.maths.batch import Batch, Term
+from voxprior.maths.schedules import progress_of, warmup_cosine
+
+Rules = Mapping[str, Mapping[str, float]]
+
+
+class Recipe(Protocol):
+    """Optimiser with linear warm-up and half-cosine decay: the fields of `configuration.Recipe`."""
+
+    optimiser: Literal["adamw", "lars"]
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    momentum: float
+    trust: float
+    warmup: float
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and where it works. `card_hash` names it: only its own state is resumed.
+
+    `compiler`: the backend by which torch compiles the model's networks; None: they run as they are written.
+    """
+
+    total_steps: int
+    recipe: Recipe
+    card_hash: str
+    work: Path
+    device: torch.device
+    precision: str = "fp32"
+    label: str = "train"
+    save_every_s: float = 300.0
+    rules: Rules | None = None
+    compiler: str | None = None
+
+    @property
+    def log_every(self) -> int:
+        """Steps from one logged step to the next: about 200 lines a run, and 50 steps at most.
+
+        A reading of the loss makes the host wait for the device; between two of them nothing does.
+        """
+        return max(1, min(50, self.total_steps // 200))
+
+    @property
+    def counted_steps(self) -> tuple[int, int]:
+        """Steps whose operations are counted: the first, and the one in the middle.
+
+        A schedule may leave work out at the start, as a teacher whom nobody asks yet.
+        """
+        return 0, self.total_steps // 2
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe, rules: Rules | None = None) -> list[dict[str, Any]]:
+    """Groups the trainable parameters: no weight decay on biases, norms (one dimension) and learnt tokens.
+
+    Args:
+        model: parameters are found in the order of `named_parameters`.
+        recipe: gives the rate and the decay; of LARS also `adapt`, False for the same ones.
+        rules: a method's own: regular expression searched in the name -> {"rate": factor, "decay": value}; the first
+            that fits counts.
+    """
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = next((rule for pattern, rule in (rules or {}).items() if re.search(pattern, name)), {})
+            plain = parameter.dim() > 1 and not name.endswith(("bias", "token", "tokens"))
+            decay = rule.get("decay", recipe.weight_decay if plain else 0.0)
+            adapt = plain or recipe.optimiser != "lars"
+            groups.setdefault((rule.get("rate", 1.0), decay, adapt), []).append(parameter)
+    return [
+        {"params": found, "rate": rate, "weight_decay": decay, "adapt": adapt}
+        for (rate, decay, adapt), found in groups.items()
+    ]
+
+
+def optimiser_of(model: nn.Module, recipe: Recipe, rules: Rules | None = None) -> torch.optim.Optimizer:
+    """Makes the recipe's optimiser of the trainable parameters."""
+    groups = parameter_groups(model, recipe, rules)
+    if recipe.optimiser == "lars":
+        return Lars(groups, recipe.lr, recipe.momentum, recipe.trust)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _on(device: torch.device, count: Tensor | float) -> Tensor:
+    """Brings a count to the device: one that the host knows is filled in there, for a copy would make it wait."""
+    if isinstance(count, Tensor) and count.device == device:
+        return count.float()
+    return torch.full((), float(count), device=device)
+
+
+def reduce_terms(terms: Mapping[str, Term]) -> tuple[Tensor, Tensor, list[str]]:
+    """Adds the loss terms, each `weight * sum / count` over all processes.
+
+    Returns:
+        The part of the loss that this process differentiates (the parts of all processes add up to the loss, so their
+        gradients are summed, not averaged); the values (1 + terms,) of the loss and of each term, detached, the same
+        on every process; the terms' names. A term that counts nothing is 0; a term of weight 0 is logged and no more.
+    """
+    sums = torch.stack([term.sum.float() for term in terms.values()])
+    counts = torch.stack([_on(sums.device, term.count) for term in terms.values()])
+    totals = torch.stack([sums.detach(), counts.detach()])
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    inverse = 1.0 / (totals[1] + (totals[1] == 0))
+
+    def add(parts: Tensor) -> Tensor:
+        # Weights stay Python numbers: a tensor of them would be one more copy from host to device per step.
+        # A weight of 0 leaves the term out, so that a monitor's value cannot spoil the loss: 0 * inf is no number.
+        weighted = [part * term.weight for part, term in zip(parts, terms.values(), strict=True) if term.weight]
+        return torch.stack(weighted).sum()
+
+    means = totals[0] * inverse
+    return add(sums * inverse), torch.cat([add(means)[None], means]), list(terms)
+
+
+def _sum_gradients(parameters: list[nn.Parameter]) -> None:
+    if dist.is_initialized():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+
+
+def _own(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a forward pass in a function of ours: torch does not compile calls that begin in its own modules."""
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        return forward(*arguments, **options)
+
+    return called
+
+
+def compile_networks(model: nn.Module, backend: str) -> None:
+    """Has torch compile the networks that a model is made of, in place, each when it is first called.
+
+    The networks and not the model: what a method decides between them, from `progress` or from a count that follows
+    it, is Python that changes from step to step, and every change would compile the model again. Networks see tensors
+    of a few fixed shapes. Names of parameters stay as they are.
+    """
+    for part in model.children():
+        if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
+            compile_networks(part, backend)
+        elif any(True for _ in part.parameters()):
+            part.forward = torch.compile(_own(part.forward), backend=backend, dynamic=False)
+
+
+class Learner:
+    """A model and its optimiser on their device: takes steps."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
+        self.plan = plan
+        if plan.device.type == "cpu" and plan.precision == "fp32":
+            # Channels beside one another in memory: 5 to 30 % off a convolutional step in float32. In bfloat16 the same
+            # costs up to half a step more, and on a GPU it was not measured.
+            model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
+        self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.flops = 0  # of the costliest step that was counted
+        # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
+        self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
+        if plan.compiler is not None:
+            compile_networks(model, plan.compiler)
+
+    def step(self, step: int, key_B: Tensor, batch: Batch) -> tuple[Tensor, list[str]]:
+        """Takes one optimiser step: returns the values (loss, terms ..., gradient norm), on the device, and names.
+
+        Raises:
+            Refusal: the networks could not be compiled. They are not run uncompiled instead: nobody would notice.
+        """
+        key_B = key_B.to(self.plan.device, non_blocking=True)
+        batch = {name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.no_grad():
+            views = self.model.views(batch, key_B)
+        if step in self.plan.counted_steps:
+            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
+            # are not counted: how many samples an augmentation works on depends on the device.
+            with counter() as counted, torch.compiler.set_stance("force_eager"):
+                values = self._learn(step, views)
+            self.flops = max(self.flops, counted.get_total_flops())
+            return values
+        if self.plan.compiler is None:
+            return self._learn(step, views)
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._learn(step, views)
+        except TorchDynamoException as error:
+            said = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
+            raise Refusal(
+                f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
+            ) from error
+
+    def _learn(self, step: int, views: Any) -> tuple[Tensor, list[str]]:
+        model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = plan.recipe.lr * group["rate"] * warmup_cosine(step, plan.total_steps, plan.recipe.warmup)
+        with autocast(plan.device, plan.precision):
+            loss, values, names = reduce_terms(model(views, at))
+        loss.backward()
+        _sum_gradients(self.parameters)
+        norm = self._clip()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        model.after_step(at, plan.total_steps)
+        bad = ~torch.isfinite(values[0] + norm) & (self.broken < 0)
+        self.broken.masked_fill_(bad, step)
+        return torch.cat([values, norm.detach()[None].float()]), [*names, "grad_norm"]
+
+    def _clip(self) -> Tensor:
+        """Shortens the gradient to the recipe's length, if it has one; returns its norm before."""
+        if self.plan.recipe.clip is None:
+            return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        return nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
