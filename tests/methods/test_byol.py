@@ -217,3 +217,14 @@ def test_the_teacher_is_no_part_of_what_is_trained(encoder):
     assert len(trained) == sum(
         1 for part in (model.encoder, model.projector, model.predictor) for _ in part.parameters()
     )
+
+
+@pytest.mark.parametrize("method", [byol, pgl])
+def test_a_whole_step_runs_on_the_meta_device_where_costs_are_counted(method):
+    with torch.device("meta"):
+        model = method.Model(method.Config(**SMALL), ResidualEncoder([4, 6, 8], blocks=1))
+    views = model.views({name: tensor.to("meta") for name, tensor in _batch().items()}, _keys().to("meta"))
+    terms = model(views, 0.0)
+    next(iter(terms.values())).sum.backward()
+    model.after_step(0.1, 10)
+    assert all(p.grad is not None for p in model.encoder.parameters())
