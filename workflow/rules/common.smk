@@ -15,15 +15,12 @@ from snakemake.utils import validate
 
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
-# Jobs call `voxprior`: take it from the environment that runs Snakemake (a conda environment goes before it), and let
-# envs/voxprior.post-deploy.sh find the project.
+# Jobs call the `voxprior` of the environment that runs Snakemake (conda's goes before it); post-deploy scripts need ROOT.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]), VOXPRIOR_HOME=str(ROOT)
 )
-# glibc gives freed tensors back to the kernel and asks for them again, page by page: a tenth of a training step on a CPU.
-# Both or neither: one alone switches off what glibc adapts by itself.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+# docs/decisions.md, "Memory that is not given back": both or neither.
+os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)} | os.environ
 GPU = int(shutil.which("nvidia-smi") is not None)
 
 
