@@ -349,7 +349,7 @@ def test_T15_the_loss_halves_on_one_batch_and_nothing_collapses():
         optimiser.step()
         model.after_step(0.2, 200)
     terms = model(views, 0.0)
-    assert float(terms["local_consistency"].sum / terms["local_consistency"].count) < 0.5 * first
+    assert (terms["local_consistency"].sum / terms["local_consistency"].count).item() < 0.5 * first
     assert float(terms["feature_deviation"].sum) > 0.5
     assert float(terms["feature_rank"].sum) > 2
 

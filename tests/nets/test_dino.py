@@ -74,11 +74,20 @@ def test_no_head_mixes_rows():
         torch.testing.assert_close(head(noise(4, 12))[1:2], head(noise(4, 12)[1:2]))
 
 
-def test_projector_starts_as_dinos_does():
-    torch.manual_seed(0)
-    layers = [layer for layer in dino_projector(96, 128, 64) if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in layers] == [(96, 128), (128, 128), (128, 64)]
-    assert all(layer.bias.abs().max() == 0 and abs(layer.weight.std() - 0.02) < 1e-3 for layer in layers)
+def test_projector_starts_as_dinos_does_at_its_width_and_keeps_its_signal_at_others():
+    sizes = []
+    for hidden in (2048, 256):
+        torch.manual_seed(0)
+        head = dino_projector(192, hidden, 64)
+        layers = [layer for layer in head if isinstance(layer, nn.Linear)]
+        assert [(layer.in_features, layer.out_features) for layer in layers] == [
+            (192, hidden), (hidden, hidden), (hidden, 64)
+        ]  # fmt: skip
+        deviation = 0.02 * (2048 / hidden) ** 0.5
+        assert all(abs(layer.weight.std() - deviation) < 0.05 * deviation for layer in layers)
+        assert all(layer.bias.abs().max() == 0 for layer in layers)
+        sizes.append(float(head(noise(50, 192)).detach().std()))
+    assert min(sizes) > 0.03 and max(sizes) < 1, sizes
 
 
 # ------------------------------------------------------------------------------------------------- centre

@@ -34,7 +34,7 @@ class Cost:
     """What one step costs, and what it holds. Bytes are those of one device.
 
     parameters: trainable ones; `encoder`: those that segmentation inherits; `teacher`: those that follow.
-    flops: of the costliest part of the run: matrix products, convolutions and attention, two per multiply-add.
+    flops: of a step in the middle of the run: matrix products, convolutions and attention, two per multiply-add.
     saved_bytes: what autograd keeps from the forward pass for the backward pass, each storage once, weights left out.
     """
 
@@ -138,9 +138,9 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
             kept.append(storage)
         return tensor
 
+    with torch.no_grad():
+        views = model.train().views(batch, key_B)
     with counter() as counted:
-        with torch.no_grad():
-            views = model.train().views(batch, key_B)
         watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with watched, _AsOnAGpu(precision == "bf16"):
             loss, _, _ = reduce_terms(model(views, 0.5))

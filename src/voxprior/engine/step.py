@@ -170,6 +170,10 @@ class Learner:
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
         self.plan = plan
+        if plan.device.type == "cpu" and plan.precision == "fp32":
+            # Channels beside one another in memory: 5 to 30 % off a convolutional step in float32. In bfloat16 the same
+            # costs up to half a step more, and on a GPU it was not measured.
+            model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.flops = 0  # of the costliest step that was counted
@@ -184,32 +188,33 @@ class Learner:
         Raises:
             Refusal: the networks could not be compiled. They are not run uncompiled instead: nobody would notice.
         """
+        key_B = key_B.to(self.plan.device, non_blocking=True)
+        batch = {name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.no_grad():
+            views = self.model.views(batch, key_B)
         if step in self.plan.counted_steps:
-            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them.
+            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
+            # are not counted: how many samples an augmentation works on depends on the device.
             with counter() as counted, torch.compiler.set_stance("force_eager"):
-                values = self._step(step, key_B, batch)
+                values = self._learn(step, views)
             self.flops = max(self.flops, counted.get_total_flops())
             return values
         if self.plan.compiler is None:
-            return self._step(step, key_B, batch)
+            return self._learn(step, views)
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._step(step, key_B, batch)
+            return self._learn(step, views)
         except TorchDynamoException as error:
             said = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
             raise Refusal(
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
 
-    def _step(self, step: int, key_B: Tensor, batch: Batch) -> tuple[Tensor, list[str]]:
+    def _learn(self, step: int, views: Any) -> tuple[Tensor, list[str]]:
         model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = plan.recipe.lr * group["rate"] * warmup_cosine(step, plan.total_steps, plan.recipe.warmup)
-        key_B = key_B.to(plan.device, non_blocking=True)
-        batch = {name: tensor.to(plan.device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.no_grad():
-            views = model.views(batch, key_B)
         with autocast(plan.device, plan.precision):
             loss, values, names = reduce_terms(model(views, at))
         loss.backward()

@@ -64,8 +64,12 @@ def draw_flips(key_B: Tensor, stream: str, probability_zyx: tuple[float, float, 
 def flip(value_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
     """Mirrors each sample along the axes, the last three, that its row says: (B, ..., Z, Y, X), voxels or patches.
 
-    Mirroring X swaps left and right organs.
+    Mirroring X swaps left and right organs. The CPU moves what is mirrored and no more; elsewhere each voxel is chosen
+    from both, because asking would make the host wait for the device. The result is the same.
     """
+    if value_BZYX.device.type == "cpu":
+        axes_B = [[axis - 3 for axis, drawn in enumerate(row) if drawn] for row in flipped_B3.tolist()]
+        return torch.stack([value.flip(axes) for value, axes in zip(value_BZYX, axes_B, strict=True)])
     for axis in range(3):
         chosen_B = flipped_B3[:, axis].reshape(-1, *[1] * (value_BZYX.ndim - 1))
         value_BZYX = torch.where(chosen_B, value_BZYX.flip(axis - 3), value_BZYX)

@@ -29,8 +29,8 @@ def _sometimes(
     if probability == 0:
         return volume_BCZYX
     drawn_B = chance.uniform(key_B, stream + "/gate") < probability
-    if not key_B.is_cuda and not torch.compiler.is_compiling():
-        # On the CPU the drawn ones alone are worked on; on CUDA asking which would make the host wait.
+    if key_B.device.type == "cpu" and not torch.compiler.is_compiling():
+        # On the CPU the drawn ones alone are worked on; elsewhere asking which would make the host wait.
         rows = drawn_B.nonzero()[:, 0]
         return volume_BCZYX.index_copy(0, rows, effect(volume_BCZYX[rows], key_B[rows])) if len(rows) else volume_BCZYX
     return torch.where(drawn_B.view(-1, 1, 1, 1, 1), effect(volume_BCZYX, key_B), volume_BCZYX)

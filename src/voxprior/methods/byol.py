@@ -6,8 +6,8 @@ averages a feature map over space before the heads, PGL keeps its places.
 
 Verified in the authors' code of BYOL: symmetric loss 2 - 2 cos, teacher without predictor, momentum 0.996 rising to 1
 by a cosine, heads 4096 and 256 wide, each view through the network on its own, head statistics over all devices, LARS
-(rate 0.2 per 256 samples, decay 1.5e-6 at 1000 epochs, biases and norms without either). The views are PGL's, as an
-independent re-implementation records them; PGL's paper itself could not be read (see there).
+(rate 0.2 per 256 samples, decay 1.5e-6 at 1000 epochs, biases and norms without either). The views are PGL's
+(`methods/twoviews.py`).
 
 Departures, and why:
 - Three dimensions, and PGL's views: a control differs in one thing.
@@ -15,8 +15,6 @@ Departures, and why:
   (`head_norm: batch`); `layer` is for batches of a few scans.
 - The momentum is a half-life, a share of the run (`schedule: share`): 0.996 halves the old weights in 173 steps, which
   is 2.45 % of PGL's 7063 (1808 scans, 500 epochs, batches of 128) and longer than many a short run.
-- Intensities change about fixed numbers of the window, not the crop's own (`maths/intensity.py`).
-- Volumes too small for a pair of boxes use one box twice; a study with more than 5 % such pairs is refused.
 
 Axes: B samples, V the two views, C channels, Z Y X voxels, z y x cells of a feature map, N vectors of a sample.
 
@@ -26,59 +24,35 @@ representation y -> feature map; projection z -> projection; prediction q(z) -> 
 
 import copy
 import math
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import intensity, pairs
-from voxprior.maths.augment import draw_flips
+from voxprior.maths import pairs
 from voxprior.maths.boxes import Region
-from voxprior.maths.chance import mix
 from voxprior.maths.collapse import effective_rank, relative_deviation
-from voxprior.maths.crops import cut
 from voxprior.maths.ema import follow, taught
 from voxprior.maths.patches import grid
 from voxprior.maths.schedules import cosine, momentum_from_half_life
-from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.methods.contract import Batch, Term
+from voxprior.methods.twoviews import ViewConfig, Views, parent, side_of, suits, two_views
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.features import feature_map, stages, stride_of, trained_state, width_of
 from voxprior.nets.heads import Head, Norm
 
+__all__ = ["TITLE", "Config", "Model", "Views", "accepts", "recipe", "region", "suits"]
+
 TITLE = "BYOL"
-MOST_FALLBACKS = 0.05  # share of the pairs that may be one box twice
-
-Limits = tuple[float, float]
 
 
-class Config(BaseModel):
-    """The numbers of BYOL on PGL's views; defaults as recorded of PGL's paper, and BYOL's own where it is silent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Config(ViewConfig):
+    """The numbers of BYOL on PGL's views; where those of PGL are unknown, BYOL's own."""
 
     version: int = Field(1, ge=1, description="raised when the same numbers give other results")
-    view_vox: tuple[int, int, int] = Field((16, 96, 96), description="Z Y X, multiples of the stride of the map")
-    view_mm: tuple[float, float, float] | None = Field(
-        None, description="what a view spans at scale 1; null: as many voxels of the prepared volume as it has"
-    )
-    scale: Limits = Field((1.1, 1.4), description="a box is this many times as large, drawn per box and axis")
-    min_overlap: float = Field(0.10, gt=0, lt=1, description="of two boxes: intersection over union, by volume")
-    shared_z: bool = Field(True, description="both boxes have the same range along Z; unknown in the paper")
-    parent: float = Field(2.0, ge=1, description="side of the region that is read for a pair, in views")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring, per view and axis")
-    noise: float = Field(0.1, ge=0, le=1, description="probability of Gaussian noise, per view")
-    noise_variance: float = Field(0.1, ge=0, description="largest; of intensities standardised as below")
-    blur: float = Field(0.2, ge=0, le=1, description="probability of Gaussian blur, per view")
-    blur_vox: Limits = (0.5, 1.0)
-    brightness: float = Field(0.5, ge=0, le=1, description="probability of a change of brightness, per view")
-    brightness_factor: Limits = (0.75, 1.25)
-    gamma: float = Field(0.5, ge=0, le=1, description="probability of a gamma change, per view")
-    gamma_power: Limits = (0.7, 1.5)
-    intensity_mean: float = Field(0.6415, description="0 of standardised data: -158.58 HU in -1024 to 325")
-    intensity_deviation: float = Field(0.2407, gt=0, description="1 of standardised data: 324.7 HU of 1349")
     head_hidden: int = Field(4096, ge=2)
     head_out: int = Field(256, ge=2)
     head_norm: Norm = Field("batch", description="batch: statistics over the vectors of a view; layer: of each vector")
@@ -91,37 +65,6 @@ class Config(BaseModel):
     lars_lr: float = Field(0.2, gt=0, description="per 256 samples of a batch")
     lars_warmup: float = Field(0.004, ge=0, le=1, description="share of the run: 2 of 500 epochs")
     lars_weight_decay: float = Field(1.5e-6, ge=0)
-
-    @model_validator(mode="after")
-    def _pairs_exist(self) -> "Config":
-        for name in ("scale", "blur_vox", "brightness_factor", "gamma_power"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} goes from {low} to {high}: it must increase, above 0")
-        if self.parent < self.scale[1]:
-            raise ValueError(f"parent {self.parent} is smaller than the largest box of scale, {self.scale[1]}")
-        if min(self.view_vox) < 1 or min(self.view_mm or (1.0,)) <= 0:
-            raise ValueError("view_vox and view_mm must be positive")
-        lost = pairs.unreachable_share(self.scale, self.min_overlap, self.shared_z)
-        if lost > MOST_FALLBACKS:
-            raise ValueError(
-                f"min_overlap {self.min_overlap} cannot be reached by {lost:.0%} of the pairs of boxes with scale "
-                f"{self.scale[0]} to {self.scale[1]}: lower it or narrow the scale"
-            )
-        return self
-
-
-class Views(NamedTuple):
-    """Both views of each sample, where they lie in the region, and the keys. Boxes in edge coordinates, Z Y X."""
-
-    volume_BVCZYX: Tensor
-    lo_BV3: Tensor
-    hi_BV3: Tensor
-    flipped_BV3: Tensor
-    shared_lo_B3: Tensor  # what both boxes and the valid box share
-    shared_hi_B3: Tensor
-    fallback_B: Tensor
-    key_B: Tensor
 
 
 def accepts(backbone: Backbone) -> str | None:
@@ -142,33 +85,7 @@ def region(config: Config, backbone: Backbone) -> Region:
     if config.standardise_weights and backbone.family == "vit":
         raise Refusal(f"standardise_weights is about convolutions and {backbone.name} has none: set it to false")
     grid(config.view_vox, backbone.unit_vox if stage in (-1, deepest) else 2**stage)
-    times = (config.scale[1] if config.shared_z else config.parent, config.parent, config.parent)
-    z, y, x = (math.ceil(side * factor - 1e-6) for side, factor in zip(config.view_vox, times, strict=True))
-    if config.view_mm is None:
-        return Region((z, y, x))
-    z_mm, y_mm, x_mm = (side * factor for side, factor in zip(config.view_mm, times, strict=True))
-    return Region((z, y, x), size_mm=(z_mm, y_mm, x_mm))
-
-
-def suits(
-    config: Config, shapes_vox: list[tuple[int, int, int]], spacings_mm: list[tuple[float, float, float]]
-) -> str | None:
-    """Returns None, or why pairs cannot be drawn in volumes of these sizes (Z Y X): more than 5 % are too small."""
-    least = []
-    for spacing in spacings_mm:
-        one = [mm / s for mm, s in zip(config.view_mm, spacing, strict=True)] if config.view_mm else config.view_vox
-        least.append([side * config.scale[0] for side in one])
-    small = [any(n < m - 1e-6 for n, m in zip(*pair, strict=True)) for pair in zip(shapes_vox, least, strict=True)]
-    # Every volume is read equally often; in a large enough one, the sides alone may still be in the way.
-    share = sum(small) / len(small)
-    share += (1 - share) * pairs.unreachable_share(config.scale, config.min_overlap, config.shared_z)
-    if share <= MOST_FALLBACKS:
-        return None
-    what = f"view_vox {list(config.view_vox)}" if config.view_mm is None else f"view_mm {list(config.view_mm)}"
-    return (
-        f"{share:.0%} of the pairs would be one box twice, because {sum(small)} of {len(small)} volumes are smaller "
-        f"than {what} at scale {config.scale[0]}: make the views smaller"
-    )
+    return parent(config)
 
 
 def recipe(config: Config, batch_size: int) -> dict[str, Any] | None:
@@ -289,39 +206,12 @@ class Model(nn.Module):
         self.predictor = Head(config.head_out, config.head_hidden, config.head_out, config.head_norm)
         self.teacher = Teacher(encoder, self.projector)
         self.student_voxels = 2 * math.prod(config.view_vox)
-        # On the device: a tensor made from Python numbers in a step would be a copy that the host waits for.
-        side_3 = torch.tensor(config.view_mm or config.view_vox, dtype=torch.float64)
-        self.register_buffer("side_3", side_3, persistent=False)
+        self.register_buffer("side_3", side_of(config), persistent=False)
 
-    # ------------------------------------------------------------------------------------------------ views
     def views(self, batch: Batch, key_B: Tensor) -> Views:
-        """Draws a pair of overlapping boxes, cuts and mirrors them, and changes the intensities of each on its own."""
-        config = self.config
-        lo_B3, hi_B3 = batch["valid_lo_B3"], batch["valid_hi_B3"]
-        side_B3 = cast(Tensor, self.side_3).expand(len(key_B), 3)
-        if config.view_mm is not None:
-            side_B3 = side_B3 / batch["spacing_mm_B3"]
-        pair = pairs.draw_pair(key_B, lo_B3, hi_B3, side_B3, config.scale, config.min_overlap, config.shared_z)
-        flips = (config.flip,) * 3
-        flipped_BV3 = torch.stack([draw_flips(key_B, f"view/{name}/flip", flips) for name in "ab"], 1)
-        volume_BVCZYX = cut(volume_from(batch), pair.lo_BV3, pair.hi_BV3, config.view_vox, lo_B3, hi_B3, flipped_BV3)
-        view_V = torch.arange(2, device=key_B.device)
-        changed_BCZYX = self.change(volume_BVCZYX.flatten(0, 1), mix(mix(key_B)[:, None] + view_V).flatten())
-        shared = pairs.overlap_box(pair.lo_BV3, pair.hi_BV3, lo_B3, hi_B3)
-        volume_BVCZYX = changed_BCZYX.unflatten(0, (-1, 2))
-        return Views(volume_BVCZYX, pair.lo_BV3, pair.hi_BV3, flipped_BV3, *shared, pair.fallback_B, key_B)
+        """Cuts two overlapping views, see `twoviews.two_views`."""
+        return two_views(self.config, batch, key_B, cast(Tensor, self.side_3))
 
-    def change(self, volume_BCZYX: Tensor, key_B: Tensor) -> Tensor:
-        """Adds noise, blurs, changes brightness and gamma, each with its own probability, in this order."""
-        config = self.config
-        variance = config.noise_variance * config.intensity_deviation**2
-        volume_BCZYX = intensity.noise(volume_BCZYX, key_B, config.noise, variance)
-        volume_BCZYX = intensity.blur(volume_BCZYX, key_B, config.blur, config.blur_vox)
-        factor, zero = config.brightness_factor, config.intensity_mean
-        volume_BCZYX = intensity.brightness(volume_BCZYX, key_B, config.brightness, factor, zero)
-        return intensity.gamma(volume_BCZYX, key_B, config.gamma, config.gamma_power)
-
-    # ------------------------------------------------------------------------------------------------ loss
     def features(self, encoder: nn.Module, volume_BVCZYX: Tensor) -> Tensor:
         """Encodes both views, (B, V, z, y, x, C); in one pass, as nothing in an encoder joins samples."""
         filters = self.config.standardise_weights
@@ -352,7 +242,6 @@ class Model(nn.Module):
             start = momentum_from_half_life(self.config.teacher_half_life, total_steps)
         return cosine(start, 1.0, progress)
 
-    # ------------------------------------------------------------------------------------------------ results
     def encoder_state(self) -> dict[str, Tensor]:
         """Returns what segmentation inherits: what was trained, with standardised weights where they were used so."""
         return trained_state(self.encoder, self.stage, self.config.standardise_weights)

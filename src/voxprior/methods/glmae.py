@@ -98,7 +98,7 @@ class Config(BaseModel):
     gg_weight: float = Field(1.0, ge=0, description="beta_2, of global-to-global consistency")
     gl_weight: float = Field(1.0, ge=0, description="beta_3, of global-to-local consistency")
     schedule: Literal["share", "released"] = Field("share", description="teacher: half-life, or momentum as released")
-    half_life_share: float = Field(0.0014, gt=0, description="of the teacher at the start, as a share of the run")
+    half_life_share: float = Field(0.0093, gt=0, description="of the teacher at the start, as a share of the run")
     momentum: float = Field(0.996, ge=0, le=1, description="of the teacher at the start; released")
     export: Literal["student", "teacher"] = Field("student", description="whose encoder segmentation inherits")
 

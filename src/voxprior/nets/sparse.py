@@ -67,12 +67,15 @@ class InstanceNorm(nn.Module):
         if visible is None:
             return self._dense(feature_BCZYX)
         zyx = (2, 3, 4)
-        mean_BC111 = hide(feature_BCZYX.float(), visible).sum(zyx, keepdim=True) / visible.count_B1111
-        centred_BCZYX = hide(feature_BCZYX.float() - mean_BC111, visible)
+        # Hidden voxels are dropped once. What is subtracted from the rest and added to it is 0 there by a product of
+        # finite numbers, which on a CPU takes a fifth of the time that choosing takes.
+        shown_B1ZYX = visible.voxels_B1ZYX.float()
+        feature_BCZYX, given = hide(feature_BCZYX.float(), visible), feature_BCZYX.dtype
+        mean_BC111 = feature_BCZYX.sum(zyx, keepdim=True) / visible.count_B1111
+        centred_BCZYX = torch.addcmul(feature_BCZYX, mean_BC111, shown_B1ZYX, value=-1.0)
         variance_BC111 = centred_BCZYX.square().sum(zyx, keepdim=True) / visible.count_B1111
         scale_BC111 = torch.rsqrt(variance_BC111 + self.eps) * self.weight.view(-1, 1, 1, 1)
-        scaled_BCZYX = torch.addcmul(self.bias.view(-1, 1, 1, 1), centred_BCZYX, scale_BC111)
-        return hide(scaled_BCZYX, visible).to(feature_BCZYX.dtype)
+        return torch.addcmul(self.bias.view(-1, 1, 1, 1) * shown_B1ZYX, centred_BCZYX, scale_BC111).to(given)
 
     def _dense(self, feature_BCZYX: Tensor) -> Tensor:
         if feature_BCZYX.device.type == "cpu":
