@@ -75,6 +75,8 @@ def test_pages_show_figures_that_exist_and_say_what_they_show():
     for page in sorted((ROOT / "docs").rglob("*.md")):
         for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), f"{page}: {target}"
-            assert "figures" not in target or len(alt) > 40, f"{page}: {target} needs a description for those who cannot see it"
+            assert "figures" not in target or len(alt) > 40, (
+                f"{page}: {target} needs a description for those who cannot see it"
+            )
             shown.add(Path(target).name)
     assert {"mae.svg", "spark.svg"} <= shown
