@@ -15,7 +15,12 @@ def test_numbers_have_the_places_that_make_sense():
     assert wording.signed(-0.0123, "dice") == "\u22120.012"
     assert [wording.signed(v, "dice") for v in (0.0, -0.0001, 0.0006)] == ["0.000", "0.000", "+0.001"]
     assert [wording.share(v) for v in (0.0432, 0.31, 0.0996)] == ["4.3 %", "31 %", "10 %"]
-    assert [wording.measure(v) for v in (-0.0625, 1234.5, math.nan)] == ["\u22120.0625", "1.23e+03", "\u2013"]
+    assert [wording.measure(v) for v in (-0.0625, 1234.5, 9.8e-10, math.nan)] == [
+        "\u22120.0625",
+        "1.23e+03",
+        "0",
+        "\u2013",
+    ]
     assert wording.interval(0.1, 0.25, "dice") == "0.100 to 0.250"
     assert wording.interval(math.nan, math.nan, "dice") == ""
     assert [wording.duration(s) for s in (1.234, 42, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]

@@ -131,6 +131,7 @@ def monitors(journal: pd.DataFrame, colour: str, mark: str, across: int = 3) -> 
     names = monitor_names(journal)
     if not names:
         return None
+    across = min(across, len(names))
     down = -(-len(names) // across)
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "monitors", "font.size": 8}):
         figure = Figure(figsize=(4.8, 1.25 * down + 0.35), layout="constrained")

@@ -56,13 +56,14 @@ def columns(stored: dict[str, Array], side_px: int = SIDE_PX) -> list[Column]:
         if volume.ndim == 4 and len(volume) and not name.startswith("points_")
     }
     points = {name: stored[f"points_{name}"] for name in volumes if f"points_{name}" in stored}
-    picked = [_pick({name: some[sample] for name, some in points.items()}) for sample in range(_samples(volumes))]
+    depth = next((volumes[name].shape[1] for name in points), 0)
+    picked = [_pick({name: some[n] for name, some in points.items()}, depth) for n in range(_samples(volumes))]
     found = []
     for name, volume in volumes.items():
         tiles, marks, top = [], [], 0
         for sample, ids in enumerate(picked):
             here = points[name][sample][ids] if name in points else np.empty((0, 3))
-            plane = _plane_of(here) if len(here) else volume.shape[1] // 2
+            plane = _plane_of(here, volume.shape[1]) if len(here) else volume.shape[1] // 2
             plane = min(max(plane, 0), volume.shape[1] - 1)
             tile = _tile(volume[sample, plane], side_px, heat=name.endswith("_error"))
             scale = np.array(tile.shape[:2]) / volume.shape[2:]
@@ -79,12 +80,14 @@ def _samples(volumes: dict[str, Array]) -> int:
     return min((len(volume) for volume in volumes.values()), default=0)
 
 
-def _plane_of(point_K3: Array) -> int:
-    """Finds the plane that holds most of the points; the lowest of equals."""
-    return int(np.bincount(np.floor(point_K3[:, 0]).clip(0).astype(int)).argmax())
+def _plane_of(point_K3: Array, depth: int) -> int:
+    """Finds the plane that holds most of the points; of equals the one nearest to the middle, where the body is."""
+    counts = np.bincount(np.floor(point_K3[:, 0]).clip(0).astype(int))
+    most = np.flatnonzero(counts == counts.max())
+    return int(most[np.abs(most + 0.5 - depth / 2).argmin()])
 
 
-def _pick(points: dict[str, Array]) -> Array:
+def _pick(points: dict[str, Array], depth: int) -> Array:
     """Picks up to `SHOWN` points that are valid in every picture and lie in one plane of the first: their indices.
 
     Far from one another, the first being the one nearest to the middle of all.
@@ -95,7 +98,7 @@ def _pick(points: dict[str, Array]) -> Array:
     ids = np.flatnonzero(np.all([np.isfinite(point_K3).all(1) for point_K3 in points.values()], axis=0))
     if not len(ids):
         return ids
-    ids = ids[np.floor(first[ids, 0]).clip(0) == _plane_of(first[ids])]
+    ids = ids[np.floor(first[ids, 0]).clip(0) == _plane_of(first[ids], depth)]
     place = first[ids, 1:]
     chosen = [int(np.linalg.norm(place - place.mean(0), axis=1).argmin())]
     while len(chosen) < min(SHOWN, len(ids)):

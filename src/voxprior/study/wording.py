@@ -68,8 +68,13 @@ def quantity(value: float) -> str:
 
 
 def measure(value: float) -> str:
-    """Writes a number of any size, as a method measured it: three significant digits; a dash where there is none."""
-    return DASH if math.isnan(value) else f"{value:.3g}".replace("-", MINUS)
+    """Writes a number as a method measured it: three significant digits; a dash where there is none.
+
+    Less than a millionth, in voxels or shares, is what float32 makes of 0.
+    """
+    if math.isnan(value):
+        return DASH
+    return "0" if abs(value) < 1e-6 else f"{value:.3g}".replace("-", MINUS)
 
 
 def share(value: float) -> str:
