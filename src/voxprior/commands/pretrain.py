@@ -164,7 +164,7 @@ def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str)
 
     inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in inherited.items()}
-    about = {"card": card, "card_hash": card_hash, "versions": versions()}
+    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(state)}
     # One entry: safetensors writes several in random order, and the same run would give another file.
     content = save(state, metadata={"voxprior": json.dumps(about)})
     with whole(path, need_bytes=len(content)) as part:
