@@ -68,7 +68,7 @@ def test_stating_a_default_reruns_nothing_but_the_study_file(copy, snakemake, jo
 
 
 def test_one_methods_number_reruns_that_method_alone(copy, snakemake, jobs):
-    edited(copy, lambda config: config.update(methods={"mae": {"mask_ratio": 0.5}}))
+    edited(copy, lambda config: config["methods"].update(mae={"mask_ratio": 0.5}))
     planned = jobs(snakemake(copy, "-n").text)
     assert planned["pretrain"] == 1
     assert planned["finetune"] == planned["predict"] == planned["score"] == 4
