@@ -71,8 +71,8 @@ def predicted(told: dict[str, Any]) -> str:
     ]
     head = ["method", "backbone", "samples a step", "million parameters", "TFLOP a step", "GiB", "ms a step"]
     says = (
-        f"**Predicted, not measured**: FLOPs and memory counted on the meta device, milliseconds at {told['mfu']:.0%} of "
-        f"{told['peak_tflops']:.0f} TFLOP/s."
+        "**Predicted, not measured**: FLOPs and memory counted on the meta device, milliseconds at "
+        f"{told['mfu']:.0%} of {told['peak_tflops']:.0f} TFLOP/s."
     )
     return f"{table(head, rows)}\n\n{says}"
 
@@ -88,7 +88,8 @@ def measured(told: dict[str, Any]) -> str:
                 continue
             share = ["" if mode[name] is None else f"{mode[name]:.0%}" for name in ("mfu", "busy")]
             numbers = [f"{mode['ms']:.1f}", f"{mode['samples_per_second']:.0f}", *share]
-            rows.append([arm["method"], arm["backbone"], way, *numbers, f"{mode['peak_memory_bytes'] / 2**30:.1f}", right(arm)])
+            memory = f"{mode['peak_memory_bytes'] / 2**30:.1f}"
+            rows.append([arm["method"], arm["backbone"], way, *numbers, memory, right(arm)])
     head = ["method", "backbone", "way", "ms a step", "samples/s", "MFU", "device busy", "GiB", "numbers"]
     return f"{table(head, rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
 
