@@ -84,11 +84,19 @@ def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
     """Refuses a pool whose volumes the method cannot use, before the first step."""
     from voxprior import methods
     from voxprior.data.cache import read_index
+    from voxprior.nets.backbones import Backbone
 
+    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
+    unit = Backbone(card.backbone, card.family, card.architecture).unit_vox
+    if small := [entry["case"] for entry in entries if min(entry["shape_zyx"]) < unit]:
+        raise Refusal(
+            f"{index}: {len(small)} of {len(entries)} volumes are smaller than one patch of {unit} voxels of "
+            f"{card.backbone} ({', '.join(small[:3])}): prepare at a finer spacing, or choose a backbone of smaller "
+            "patches"
+        )
     method = methods.load(card.method)
     if not hasattr(method, "suits"):
         return
-    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
     shapes, spacings = ([tuple(entry[key]) for entry in entries] for key in ("shape_zyx", "spacing_zyx_mm"))
     if reason := method.suits(method.Config(**card.config), shapes, spacings):
         raise Refusal(f"{index}: {card.method}: {reason}")
