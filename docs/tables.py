@@ -138,7 +138,7 @@ def contrasts() -> str:
     budgets = sorted({int(row["budget"]) for row in rows})
     pairs: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
-        key = (row["backbone"], row["init"], row["against"])
+        key = (row["backbone"], row["init"], row.get("against", "scratch"))
         pairs.setdefault(key, {})[int(row["budget"])] = with_interval(row, "difference", "+.3f")
     lines = [
         [f"`{backbone}`", f"{TITLES[init]} minus {TITLES.get(against, against)}", *(got.get(b, "") for b in budgets)]
