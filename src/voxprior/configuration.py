@@ -69,6 +69,7 @@ class Source(Strict):
     members: list[str] = Field([], description="glob patterns of what to unpack; empty = everything")
     junk: list[str] = ["._*", "__MACOSX", ".DS_Store"]
     expects: dict[str, Positive] = Field({}, description="glob pattern -> how many files must match it in the end")
+    password_from: str = Field("", description="locked archives: who gives the password, VOXPRIOR_PASSWORD_<DATASET>")
     steps: str = Field("", description="kind manual: what the user has to do, in words")
 
 

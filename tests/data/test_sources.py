@@ -368,6 +368,20 @@ def test_a_wrong_description_is_refused(manifest, changes, says):
         fetch(Source(kind="url", **changes), manifest)
 
 
+def test_a_locked_archive_asks_for_its_password_before_the_download(site, manifest, monkeypatch):
+    wanted = Source(kind="url", urls=[f"{site.url}/x.zip"], password_from="https://example.org/terms")
+    with pytest.raises(Refusal, match=r"get it from https://example.org/terms and set it as .* VOXPRIOR_PASSWORD_M"):
+        fetch(wanted, manifest)
+    assert site.asked == []
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("a.nii", "voxels")
+    site.files["/x.zip"] = content.getvalue()
+    monkeypatch.setenv("VOXPRIOR_PASSWORD_M", "secret")
+    fetch(wanted, manifest)
+    assert all("secret" not in path.read_text(errors="ignore") for path in manifest.parent.rglob("*") if path.is_file())
+
+
 # ------------------------------------------------------------------------------------------------- in place
 def test_scans_in_place_are_listed_not_copied_and_new_ones_are_seen(tmp_path, manifest, monkeypatch):
     folder = phantoms.write_folder(tmp_path / "scans", cases=1, shape_zyx=(8, 9, 10))

@@ -33,6 +33,7 @@ class Source(Protocol):
     members: list[str]
     junk: list[str]
     expects: dict[str, int]
+    password_from: str
     steps: str
 
 

@@ -63,8 +63,9 @@ def fetch(
     if source.kind == "manual" and (place_by_hand := places.unpacked_by_hand(job, parts)) is not None:
         _use_in_place(job, place_by_hand)
         return
+    password = _password(job)  # before an hour of downloading
     came = [places.get(job, part) for part in parts]
-    _assemble(job, came)
+    _assemble(job, came, password)
 
 
 def _is_here(job: Job, parts: list[Part]) -> bool:
@@ -82,6 +83,23 @@ def _is_here(job: Job, parts: list[Part]) -> bool:
     if not job.manifest.exists():
         write_json(job.manifest, before)
     return True
+
+
+def _password(job: Job) -> str:
+    """Reads the password of a dataset's archives, which stands in no file of ours.
+
+    Raises:
+        Refusal: it is not set.
+    """
+    if not job.source.password_from:
+        return ""
+    name = f"VOXPRIOR_PASSWORD_{job.dataset.upper()}"
+    if not (password := os.environ.get(name, "")):
+        raise Refusal(
+            f"the archive of '{job.dataset}' is locked by a password: read the terms of use, get it from "
+            f"{job.source.password_from.replace(': ', ' ')} and set it as environment variable {name}"
+        )
+    return password
 
 
 def _how(source: Source, parts: list[Part]) -> str:
@@ -110,7 +128,7 @@ def _use_in_place(job: Job, place: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- all of them
-def _assemble(job: Job, came: list[Arrived]) -> None:
+def _assemble(job: Job, came: list[Arrived], password: str) -> None:
     """Makes `files/` of what arrived, complete or not at all, and writes the manifest."""
     place = job.manifest.parent / "files"
     part = place.with_name("files.part")
@@ -120,7 +138,7 @@ def _assemble(job: Job, came: list[Arrived]) -> None:
             target = part / arrived.into
             target.mkdir(parents=True, exist_ok=True)
             if unpack.is_archive(arrived.file):
-                _unpack(job, arrived, target)
+                _unpack(job, arrived, target, password)
             else:
                 _place(arrived, target / arrived.file)
         names = [name for name, _ in listed(part / "manifest.json", part, job.source.junk)]
@@ -140,9 +158,9 @@ def _assemble(job: Job, came: list[Arrived]) -> None:
     shutil.rmtree(job.incoming, ignore_errors=True)
 
 
-def _unpack(job: Job, arrived: Arrived, target: Path) -> None:
+def _unpack(job: Job, arrived: Arrived, target: Path, password: str) -> None:
     try:
-        unpack.extract(arrived.path, target, job.source.members, job.source.junk)
+        unpack.extract(arrived.path, target, job.source.members, job.source.junk, password)
     except unpack.Damaged as damage:
         if not arrived.ours:
             raise

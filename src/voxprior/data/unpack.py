@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from voxprior.data.locked import blocks_of, is_locked_with_aes
 from voxprior.errors import Refusal
 from voxprior.whole import no_room
 
@@ -42,7 +43,7 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(TAR + ZIP)
 
 
-def extract(archive: Path, folder: Path, members: list[str], junk: list[str]) -> None:
+def extract(archive: Path, folder: Path, members: list[str], junk: list[str], password: str = "") -> None:
     """Unpacks an archive into a folder, which holds half of it when this fails: give a folder to throw away.
 
     Args:
@@ -50,6 +51,7 @@ def extract(archive: Path, folder: Path, members: list[str], junk: list[str]) ->
         folder: exists; files that are there already stay, and are never written over.
         members: glob patterns on the member's path (`*` also crosses folders); empty = everything.
         junk: glob patterns; members with a matching part of the path are skipped.
+        password: opens members of a zip that are locked, with AES or as of old.
 
     Raises:
         Damaged: the archive is broken.
@@ -57,7 +59,7 @@ def extract(archive: Path, folder: Path, members: list[str], junk: list[str]) ->
     """
     try:
         if archive.name.lower().endswith(ZIP):
-            _extract_zip(archive, folder, members, junk)
+            _extract_zip(archive, folder, members, junk, password)
         else:
             _extract_tar(archive, folder, members, junk)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
@@ -82,10 +84,10 @@ def _extract_tar(archive: Path, folder: Path, members: list[str], junk: list[str
         for member in _chosen(archive, folder, found, members, junk):
             source = tar.extractfile(member.handle)  # type: ignore[arg-type]
             if source is not None:
-                _copy(archive, source, folder / member.name, member.bytes)
+                _copy(archive, _blocks(source), folder / member.name, member.bytes)
 
 
-def _extract_zip(archive: Path, folder: Path, members: list[str], junk: list[str]) -> None:
+def _extract_zip(archive: Path, folder: Path, members: list[str], junk: list[str], password: str) -> None:
     with zipfile.ZipFile(archive) as content:
         found = (
             _Member(_tidy(info.filename), info.file_size, _is_plain(info), info)
@@ -93,10 +95,29 @@ def _extract_zip(archive: Path, folder: Path, members: list[str], junk: list[str
             if not info.is_dir()
         )
         for member in _chosen(archive, folder, found, members, junk):
-            if member.handle.flag_bits & 1:  # type: ignore[union-attr]
-                raise Refusal(f"{archive} is locked by a password: unpack it by hand and use the folder")
-            with content.open(member.handle) as source:  # type: ignore[arg-type]
-                _copy(archive, source, folder / member.name, member.bytes)
+            _copy(archive, _opened(archive, content, member.handle, password), folder / member.name, member.bytes)  # type: ignore[arg-type]
+
+
+def _opened(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo, password: str) -> Iterator[bytes]:
+    """Yields the bytes of a zip's member, unlocked where it is locked."""
+    if info.flag_bits & 1 and not password:
+        raise Refusal(f"{archive} is locked by a password: unpack it by hand and use the folder")
+    if is_locked_with_aes(info):
+        with open(archive, "rb") as file:
+            yield from blocks_of(file, info, password)
+        return
+    try:
+        with content.open(info, pwd=password.encode() or None) as source:
+            yield from _blocks(source)
+    except RuntimeError as error:  # also of methods that are not known
+        if isinstance(error, NotImplementedError) or not info.flag_bits & 1:
+            raise
+        raise Refusal(f"{archive} is not unlocked by the password given: set the right one") from None
+
+
+def _blocks(source: IO[bytes]) -> Iterator[bytes]:
+    while block := source.read(1 << 20):
+        yield block
 
 
 def _is_plain(info: zipfile.ZipInfo) -> bool:
@@ -152,12 +173,12 @@ def is_junk(name: str, junk: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(piece, pattern) for piece in PurePosixPath(name).parts for pattern in junk)
 
 
-def _copy(archive: Path, source: IO[bytes], target: Path, most_bytes: int) -> None:
+def _copy(archive: Path, blocks: Iterator[bytes], target: Path, most_bytes: int) -> None:
     """Copies one member, never more than its header announced (a zip may lie)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     left = most_bytes
     with open(target, "xb") as file:
-        while block := source.read(1 << 20):
+        for block in blocks:
             left -= len(block)
             if left < 0:
                 raise Damaged(f"{archive} holds more bytes than it announces in {target.name}: do not use this archive")
