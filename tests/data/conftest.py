@@ -1,7 +1,10 @@
 """A web site on the loopback address that misbehaves as it is told to."""
 
 import hashlib
+import os
+import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,7 +17,8 @@ class Site:
 
     Faults: 'drop' (half of the body), 'reset' (no answer), '503', '429 7' (with Retry-After), 'ignore range',
     'shifted' (another range than asked), 'long' (announces more than comes), 'short' (announces less), 'no length',
-    'page' (a web page), 'change' (another file from now on), '' (none).
+    'page' (a web page), 'change' (another file from now on), 'kill' (half of the body, then the process `victim` is
+    killed), '' (none).
     """
 
     url: str = ""
@@ -22,6 +26,7 @@ class Site:
     redirects: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     always: str = ""
+    victim: int = 0
     validators: bool = True
     asked: list[tuple[str, str | None, str | None]] = field(default_factory=list)
 
@@ -70,8 +75,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 head["Content_Range"] = f"bytes {shown}-{len(content) - 1}/{len(content)}"
             body = content[start:]
             length = {"long": len(body) + 100, "short": len(body) // 2, "no length": None}.get(fault, len(body))
-            self.say(code, body[: len(body) // 2] if fault == "drop" else body, **head | {"Content_Length": length})
+            half = fault == "drop" or fault.startswith("kill")
+            self.say(code, body[: len(body) // 2] if half else body, **head | {"Content_Length": length})
             self.wfile.flush()
+            if fault.startswith("kill"):
+                time.sleep(0.05)  # some of it is on the disk by then
+                os.kill(site.victim, signal.SIGKILL)
             self.connection.close()
 
         def log_message(self, *arguments):

@@ -341,6 +341,28 @@ def test_archives_and_single_files_make_one_dataset(site, archive, manifest):
         fetch(wanted.model_copy(update={"expects": {"imagesTr/*.nii.gz": 3}}), manifest)
 
 
+def test_a_fetch_that_is_killed_again_and_again_ends_with_every_byte_right(site, manifest):
+    """Killed within the body of a file, four times: nothing half is ever taken for whole, nothing comes twice."""
+    content = {f"/imaging/case_{i:03d}.nii.gz": gzip.compress(os.urandom(300_000)) for i in range(5)}
+    site.files = dict(content)
+    site.faults = ["kill", "", "kill", "kill", "", "", "kill"]
+    ends = []
+    while not ends or (ends[-1] and len(ends) < 9):
+        if not (child := os.fork()):  # much faster than a new interpreter
+            try:
+                fetch(per_file(site), manifest)
+            finally:
+                os._exit(not manifest.exists())
+        site.victim = child
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert manifest.exists() == (ends[-1] == 0) == (manifest.parent / "files").exists()
+    assert ends == [-9, -9, -9, -9, 0]
+    for i in ("000", "001", "002", "004"):
+        assert (manifest.parent / f"files/case_{i}/imaging.nii.gz").read_bytes() == content[f"/imaging/case_{i}.nii.gz"]
+    assert len(site.asked) == 4 + 4  # each file once, and once more after each kill
+    assert sum(wanted is not None for _, wanted, _ in site.asked) == 4
+
+
 def test_half_a_scan_without_a_hash_is_not_trusted(site, manifest):
     site.files = {"/a.nii.gz": gzip.compress(os.urandom(999))[:-20], "/b.nii.gz": b"not gzip"}
     for name, says in (("a", "is damaged"), ("b", "is not a gzip file")):
