@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from voxprior.configuration import (
+    ChannelName,
     ClassName,
     Compare,
     Layout,
@@ -52,6 +53,7 @@ class IntakeCard(Strict):
 
     dataset: Name
     layout: Layout
+    channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: dict[ClassName, list[Positive]]
     patient: str | None = None
     person: str | None = None

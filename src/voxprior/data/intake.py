@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import volume
+from voxprior.data import series, volume
 from voxprior.data.labels import ClassFiles, fit
 from voxprior.data.layouts import Entry
 from voxprior.errors import Refusal
@@ -71,18 +71,23 @@ def content_sha256(image: sitk.Image) -> str:
 
 
 def examine(
-    entries: Iterable[Entry], root: Path, identity: Identity, merger: ClassFiles | None = None
+    entries: Iterable[Entry],
+    root: Path,
+    identity: Identity,
+    merger: ClassFiles | None = None,
+    folder: Path = Path(),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
 
-    `merger` is needed for entries with a file per class; their label is what it merges.
+    `merger` is needed for entries with a file per class; their label is what it merges. `folder` is where the case
+    table will lie; the lists of DICOM series are written below it, into `series/`.
 
     The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
     """
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity, merger)
+            row = _row(entry, root, identity, merger, folder)
         except Refusal as refusal:
             yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
             continue
@@ -94,19 +99,20 @@ def examine(
             yield "case", row
 
 
-def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None) -> dict[str, Any]:
+def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, folder: Path) -> dict[str, Any]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
-    patient = identity.patient_of(entry.case)
-    image = volume.read_scan(root / entry.image)
+    patient = entry.patient if entry.patient and identity.patient is None else identity.patient_of(entry.case)
+    path = _image(entry, root, folder)
+    image = volume.read_scan(path)
     grid = volume.Grid.of(image)
     label, repairs = _label(entry, root, grid, merger)
     return {
         "case": entry.case,
         "dataset": identity.dataset,
         "patient": patient,
-        "person": identity.person or f"{identity.dataset}/{patient}",
-        "image": _from_here(root / entry.image),
+        "person": identity.person or entry.person or f"{identity.dataset}/{patient}",
+        "image": _from_here(path),
         "label": "" if label is None else _from_here(label),
         "simulated": str(identity.simulated).lower(),
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
@@ -114,6 +120,15 @@ def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None
         "content_sha256": content_sha256(image),
         "repairs": "; ".join(repairs),
     }
+
+
+def _image(entry: Entry, root: Path, folder: Path) -> Path:
+    """Names the file that stands for a case's image: itself, or the list of a DICOM series, which is checked here."""
+    if not entry.slices:
+        return root / entry.image
+    path = folder / "series" / f"{entry.case}{series.SUFFIX}"
+    series.write([root / file for file in entry.slices], path, f"{root / entry.image}: series {entry.case}")
+    return path
 
 
 def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | None) -> tuple[Path | None, list[str]]:

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import resample
+from voxprior.data import resample, series
 from voxprior.errors import Refusal
 
 SPACING_MM = (0.01, 50.0)  # anything beyond is a header error: metres, micrometres, or a missing field
@@ -144,6 +144,8 @@ def read_label(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[
 
 def _read(path: str | Path, verify: bool) -> sitk.Image:
     path = Path(path)
+    if path.name.endswith(series.SUFFIX):
+        return series.read(path)
     if not path.is_file():
         raise Refusal(f"{path} is missing: restore it or fetch the dataset again")
     if path.stat().st_size == 0:
