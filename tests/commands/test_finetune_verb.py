@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from voxprior.cards import card_hash, read_card
 from voxprior.commands import finetune, pretrain
@@ -57,6 +57,16 @@ def test_an_encoder_is_placed_whole_and_only_its_own_cards(tiny_study, tmp_path,
     assert report["placed"] == report["encoder_tensors"] > 0
     with pytest.raises(Refusal, match="was made by the pretraining card"):
         run(tiny_study, tmp_path / "wrong", encoder, init="mae", init_card="another")
+
+
+def test_an_encoder_file_that_lost_tensors_is_refused(tiny_study, tmp_path, pretrained):
+    encoder, made_by = pretrained
+    with safe_open(encoder, framework="pt") as file:
+        state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    partial = tmp_path / "encoder.safetensors"
+    partial.write_bytes(save({name: state[name] for name in sorted(state)[:-1]}, metadata=about))
+    with pytest.raises(Refusal, match=f"lacks 1 of its {len(state)} tensors"):
+        run(tiny_study, tmp_path, partial, init="mae", init_card=made_by)
 
 
 def test_no_rate_keeps_the_pretrained_encoder_bit_for_bit(tiny_study, tmp_path, pretrained):

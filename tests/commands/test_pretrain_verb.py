@@ -103,6 +103,16 @@ def test_what_cannot_be_is_refused(tiny_study, tmp_path):
         run(tiny_study, tmp_path, method="spark", config={"crop_vox": [16, 16, 16]})
 
 
+def test_volumes_smaller_than_one_patch_are_refused_before_the_first_step(tiny_study, tmp_path):
+    coarse = tiny_study.card("pretrain", method="mae", config={"crop_vox": [64, 64, 64]})
+    content = json.loads(coarse.read_text())
+    content["architecture"] |= {"patch_vox": 32}
+    coarse.write_text(json.dumps(content))
+    with pytest.raises(Refusal, match="4 of 4 volumes are smaller than one patch of 32 voxels of vit_tiny"):
+        pretrain.run(coarse, tiny_study.index, tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_has_at_least_two_steps(tiny_study, tmp_path):
     run(tiny_study, tmp_path, pretrain={"voxels": 1, "batch_size": 1})
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == 2

@@ -253,3 +253,14 @@ def test_a_crop_of_one_mask_unit_is_refused() -> None:
         spark.region(Config(crop_vox=(4, 4, 4)), backbone)
     with pytest.raises(ValueError, match="mask_ration"):
         Config.model_validate({"mask_ration": 0.5})
+
+
+def test_the_decoders_norm_can_be_the_batchs_as_in_the_authors_code() -> None:
+    model = _model(CONFIG.model_copy(update={"decoder_norm": "batch"}))
+    views = model.views(_batch(), _keys())
+    ours = model(views, 0.0)["reconstruction"].sum.item()
+    for block in model.decoder.blocks:
+        block.norm1 = torch.nn.BatchNorm3d(block.conv1.out_channels)
+        block.norm2 = torch.nn.BatchNorm3d(block.conv2.out_channels)
+    assert ours == pytest.approx(model.train()(views, 0.0)["reconstruction"].sum.item(), rel=1e-5)
+    assert ours != pytest.approx(_model()(views, 0.0)["reconstruction"].sum.item(), rel=1e-5)

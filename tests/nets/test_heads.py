@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from voxprior.errors import Refusal
-from voxprior.nets.heads import BatchStatistics, Head
+from voxprior.nets.batchnorm import BatchStatistics
+from voxprior.nets.heads import Head
 
 
 def head(norm: str, seed: int = 0) -> Head:

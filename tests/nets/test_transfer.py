@@ -87,3 +87,13 @@ def test_tensors_that_share_memory_are_found_by_reading_back() -> None:
 
     with pytest.raises(Refusal, match="^a reads back other"):
         place({"a": torch.ones(2), "b": torch.full((2,), 2.0)}, Tied())
+
+
+def test_glmae_check_14_a_partial_file_is_refused_and_nothing_is_changed() -> None:
+    network, state = _network(), _pretrained().state_dict()
+    partial = {name: tensor for name, tensor in state.items() if name != FIRST}
+    with pytest.raises(Refusal, match=rf"lacks 1 of its 30 tensors \({FIRST}\)"):
+        place(partial, network, expected=list(state))
+    fresh = _network().state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in network.state_dict().items())
+    assert place(state, network, expected=list(state))["placed"] == 30

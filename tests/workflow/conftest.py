@@ -61,8 +61,9 @@ STUDY = {
     "classes": ["one", "two", "three"],
     "prepare": {"spacing_zyx_mm": [2.0, 2.0, 2.0], "intensity": {"kind": "window", "low": -1000, "high": 1000}},
     "split": {"test": 2, "val": 1, "budgets": [1, 3]},
-    "inits": {"mini_vit": ["scratch", "mae"], "mini_cnn": ["scratch", "spark"]},
+    "inits": {"mini_vit": ["scratch", "mae", "glmae", "pgl"], "mini_cnn": ["scratch", "spark", "anatomask", "byol"]},
     "preset": "tiny",
+    "methods": {"pgl": {"view_vox": [16, 16, 16]}, "byol": {"view_vox": [16, 16, 16]}},  # phantoms are small
     "pretrain": {"voxels": 300_000, "batch_size": 2},
     "finetune": {"steps": 4, "batch_size": 2, "crop_vox": [24, 24, 24], "seeds": [0, 1]},
     "predict": {"overlap": 0.25},

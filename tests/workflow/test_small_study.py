@@ -41,11 +41,15 @@ def test_everything_is_there(finished):
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert "not a medical device" in report.lower()
     metrics = json.loads((results / "tables" / "metrics.json").read_text())
-    assert set(metrics) == {"mini_vit", "mini_cnn"}
-    loaded = json.loads((results / "finetune/mini_cnn/spark/budget1/fold0/seed0/load_report.json").read_text())
-    assert loaded["placed_share"] == 1.0
+    assert {backbone: set(of) for backbone, of in metrics.items()} == {
+        "mini_vit": {"scratch", "mae", "glmae", "pgl"},
+        "mini_cnn": {"scratch", "spark", "anatomask", "byol"},
+    }
+    reports = [json.loads(path.read_text()) for path in results.glob("finetune/*/*/*/*/*/load_report.json")]
+    assert sorted({report["placed_share"] or 0 for report in reports}) == [0, 1.0]
+    assert sum(report["placed_share"] == 1.0 for report in reports) == 6 * 4
     tracked = json.loads((results / "tracked.json").read_text())
-    assert len(tracked["runs"]) == 16 + 2 + 1
+    assert len(tracked["runs"]) == 32 + 6 + 1
     splits = json.loads((results / "splits.json").read_text())["folds"][0]
     assert not set(splits["pool"]) & {*splits["test"], *splits["val"]}
     assert set(splits["budgets"]["1"]) < set(splits["budgets"]["3"])
@@ -64,7 +68,7 @@ def test_stating_a_default_reruns_nothing_but_the_study_file(copy, snakemake, jo
 
 
 def test_one_methods_number_reruns_that_method_alone(copy, snakemake, jobs):
-    edited(copy, lambda config: config.update(methods={"mae": {"mask_ratio": 0.5}}))
+    edited(copy, lambda config: config["methods"].update(mae={"mask_ratio": 0.5}))
     planned = jobs(snakemake(copy, "-n").text)
     assert planned["pretrain"] == 1
     assert planned["finetune"] == planned["predict"] == planned["score"] == 4
@@ -75,14 +79,14 @@ def test_one_methods_number_reruns_that_method_alone(copy, snakemake, jobs):
 def test_the_tolerance_reruns_scores_and_no_training(copy, snakemake, jobs):
     edited(copy, lambda config: config.update(score={"tolerance_mm": 1.0}))
     planned = jobs(snakemake(copy, "-n").text)
-    assert planned["score"] == 16
+    assert planned["score"] == 32
     assert not {"pretrain", "finetune", "predict"} & set(planned)
 
 
 def test_another_seed_adds_its_cells_and_leaves_the_others(copy, snakemake, jobs):
     edited(copy, lambda config: config["finetune"].update(seeds=[0, 1, 2]))
     planned = jobs(snakemake(copy, "-n").text)
-    assert planned["finetune"] == 8
+    assert planned["finetune"] == 16
     assert "pretrain" not in planned
 
 

@@ -99,7 +99,8 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     torch.manual_seed(card.seed)
     network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
     if encoder is not None:
-        return network, place(_read_encoder(encoder, card), network)
+        state, expected = _read_encoder(encoder, card)
+        return network, place(state, network, expected)
     return network, {
         "encoder_tensors": 0,
         "placed": 0,
@@ -113,21 +114,25 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     }
 
 
-def _read_encoder(path: Path, card: Any) -> dict[str, Any]:
-    """Reads the pretrained tensors; nothing but safetensors is opened, and only the card's own pretraining is taken."""
+def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
+    """Reads the pretrained tensors and the names of all that were handed on.
+
+    Nothing but safetensors is opened, and only the card's own pretraining is taken.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            made_by = json.loads((file.metadata() or {}).get("voxprior", "{}")).get("card_hash")
+            about = json.loads((file.metadata() or {}).get("voxprior", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise Refusal(f"{path} cannot be read as safetensors ({error}): run the pretraining again") from None
-    if card.init_card is not None and made_by != card.init_card:
+    if card.init_card is not None and about.get("card_hash") != card.init_card:
         raise Refusal(
-            f"{path} was made by the pretraining card {made_by}, not by {card.init_card}: run the pretraining again"
+            f"{path} was made by the pretraining card {about.get('card_hash')}, not by {card.init_card}: run the "
+            "pretraining again"
         )
-    return state
+    return state, about.get("tensors", list(state))
 
 
 def _write_model(path: Path, network: Any, about: dict[str, Any]) -> None:

@@ -84,11 +84,19 @@ def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
     """Refuses a pool whose volumes the method cannot use, before the first step."""
     from voxprior import methods
     from voxprior.data.cache import read_index
+    from voxprior.nets.backbones import Backbone
 
+    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
+    unit = Backbone(card.backbone, card.family, card.architecture).unit_vox
+    if small := [entry["case"] for entry in entries if min(entry["shape_zyx"]) < unit]:
+        raise Refusal(
+            f"{index}: {len(small)} of {len(entries)} volumes are smaller than one patch of {unit} voxels of "
+            f"{card.backbone} ({', '.join(small[:3])}): prepare at a finer spacing, or choose a backbone of smaller "
+            "patches"
+        )
     method = methods.load(card.method)
     if not hasattr(method, "suits"):
         return
-    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
     shapes, spacings = ([tuple(entry[key]) for entry in entries] for key in ("shape_zyx", "spacing_zyx_mm"))
     if reason := method.suits(method.Config(**card.config), shapes, spacings):
         raise Refusal(f"{index}: {card.method}: {reason}")
@@ -164,7 +172,7 @@ def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str)
 
     inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in inherited.items()}
-    about = {"card": card, "card_hash": card_hash, "versions": versions()}
+    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(state)}
     # One entry: safetensors writes several in random order, and the same run would give another file.
     content = save(state, metadata={"voxprior": json.dumps(about)})
     with whole(path, need_bytes=len(content)) as part:

@@ -53,6 +53,9 @@ class Config(BaseModel):
     crop_vox: tuple[int, int, int] = Field((112, 112, 128), description="sides are multiples of the mask unit")
     mask_ratio: float = Field(0.6, gt=0, lt=1)
     decoder_width: int = Field(512, ge=1, description="channels at the deepest level; halved at every level above")
+    decoder_norm: Literal["group", "batch"] = Field(
+        "group", description="batch: over all samples and processes, as in the authors' code"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring, per axis")
     score: Score = Field("norm", description="what ranks patches: the training loss, the code's error, raw error")
     flat_below: float = Field(
@@ -177,7 +180,7 @@ class Model(nn.Module):
         self.visible = masking.visible_count(math.prod(self.cells_zyx), config.mask_ratio)
         self.masked = math.prod(self.cells_zyx) - self.visible
         self.student_voxels = math.prod(config.crop_vox)
-        self.student = Painter(encoder, spark.Decoder(encoder.channels, config.decoder_width))
+        self.student = Painter(encoder, spark.Decoder(encoder.channels, config.decoder_width, config.decoder_norm))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     @property

@@ -9,7 +9,8 @@ per level, decoder blocks, sums of skips, standardised target (unbiased variance
 Not verified: the equation numbers (no text of the paper's body could be read), hence `eq. ?`.
 
 Departures:
-    decoder norm     GroupNorm, not BatchNorm: crops are few per process, and no statistics cross samples or processes.
+    decoder norm     GroupNorm, not BatchNorm: crops are few per process, and no statistics cross samples or processes;
+                     `decoder_norm: batch` has the code's, of the batch at hand alone, for the teacher too.
     encoder norm     statistics per sample over its visible voxels; the 3-D code pools them over the batch, so that
                      samples leak into one another and fine-tuning meets another normalisation than pretraining.
     densified levels only those the decoder adds; the code also prepares full resolution and throws it away.
@@ -23,7 +24,7 @@ token = token; hierarchical encoder = encoder; LightDecoder = decoder.
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ from voxprior.maths import augment, masking, patches
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods.contract import Batch, Term, volume_from
 from voxprior.nets.backbones import Backbone
+from voxprior.nets.batchnorm import MapStatistics
 from voxprior.nets.residual import ResidualEncoder
 from voxprior.nets.sparse import InstanceNorm, Visible, visible_pyramid
 
@@ -50,6 +52,9 @@ class Config(BaseModel):
     crop_vox: tuple[int, int, int] = Field((112, 112, 128), description="sides are multiples of the mask unit")
     mask_ratio: float = Field(0.6, gt=0, lt=1)
     decoder_width: int = Field(512, ge=1, description="channels at the deepest level; halved at every level above")
+    decoder_norm: Literal["group", "batch"] = Field(
+        "group", description="batch: over all samples and processes, as in the authors' code"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring, per axis")
 
 
@@ -110,16 +115,20 @@ class Fill(nn.Module):
         return self.project(torch.where(visible.voxels_B1ZYX, normed_BCZYX, token_1C111))
 
 
+def _norm(kind: str, channels: int) -> nn.Module:
+    return MapStatistics(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
+
+
 class DecoderBlock(nn.Module):
     """Doubles the resolution and halves the channels: transposed convolution, then two 3x3x3 ones, each with a norm."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(channels, channels, kernel_size=4, stride=2, padding=1)
         self.conv1 = nn.Conv3d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(math.gcd(8, channels), channels)
+        self.norm1 = _norm(norm, channels)
         self.conv2 = nn.Conv3d(channels, channels // 2, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(math.gcd(8, channels // 2), channels // 2)
+        self.norm2 = _norm(norm, channels // 2)
         nn.init.kaiming_normal_(self.up.weight, mode="fan_out")
         nn.init.zeros_(cast(Tensor, self.up.bias))
         for conv in (self.conv1, self.conv2):
@@ -134,13 +143,13 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Paints a crop from the visible features of every stride but the first; discarded after pretraining."""
 
-    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+    def __init__(self, channels: tuple[int, ...], width: int, norm: str = "group") -> None:
         super().__init__()
         levels = len(channels) - 1
         if width % 2**levels:
             raise Refusal(f"decoder_width {width} cannot be halved {levels} times: make it a multiple of {2**levels}")
         self.fills = nn.ModuleList(Fill(c, width // 2**i, deepest=i == 0) for i, c in enumerate(reversed(channels[1:])))
-        self.blocks = nn.ModuleList(DecoderBlock(width // 2**i) for i in range(levels))
+        self.blocks = nn.ModuleList(DecoderBlock(width // 2**i, norm) for i in range(levels))
         self.head = nn.Conv3d(width // 2**levels, 1, kernel_size=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(cast(Tensor, self.head.bias))
@@ -176,7 +185,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.decoder = Decoder(encoder.channels, config.decoder_width)
+        self.decoder = Decoder(encoder.channels, config.decoder_width, config.decoder_norm)
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
         self.student_voxels = math.prod(config.crop_vox)
 

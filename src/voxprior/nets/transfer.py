@@ -3,6 +3,7 @@
 A load that skips what does not match is how a comparison of pretrainings turns into one of random numbers.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,19 +28,23 @@ def _defects(encoder_state: dict[str, Tensor], state: dict[str, Tensor], prefix:
     return defects
 
 
-def place(encoder_state: dict[str, Tensor], network: nn.Module, prefix: str = "encoder.") -> dict[str, Any]:
+def place(
+    encoder_state: dict[str, Tensor], network: nn.Module, expected: Collection[str] = (), prefix: str = "encoder."
+) -> dict[str, Any]:
     """Copies every tensor of a pretrained encoder into a network and reads each one back.
 
     Args:
         encoder_state: names and tensors as the encoder's `state_dict()` has them.
         network: what takes them; changed in place, or left untouched where this refuses.
+        expected: names that must be among them: a partial file is refused.
         prefix: what the network puts before the encoder's names.
 
     Returns:
         The load report of `docs/formats.md`.
 
     Raises:
-        Refusal: there is nothing to place, or a tensor has no place, another shape, or values that are not finite.
+        Refusal: there is nothing to place, or a tensor is missing, or has no place, another shape, or values that are
+            not finite.
     """
     state = network.state_dict()
     if not encoder_state:
@@ -48,6 +53,11 @@ def place(encoder_state: dict[str, Tensor], network: nn.Module, prefix: str = "e
         raise Refusal(
             f"{len(defects)} of the encoder's {len(encoder_state)} tensors do not fit the segmentation network "
             f"({'; '.join(defects[:_NAMED])}): pretrain and fine-tune with the same backbone"
+        )
+    if lost := [name for name in expected if name not in encoder_state]:
+        raise Refusal(
+            f"the encoder file lacks {len(lost)} of its {len(expected)} tensors ({', '.join(lost[:_NAMED])}): run "
+            "the pretraining again"
         )
     with torch.no_grad():
         for name, tensor in encoder_state.items():
@@ -59,8 +69,8 @@ def place(encoder_state: dict[str, Tensor], network: nn.Module, prefix: str = "e
         if torch.equal(after[prefix + name].cpu(), tensor.to(after[prefix + name].dtype).cpu())
     ]
     if len(placed) < len(encoder_state):
-        missing = next(name for name in encoder_state if prefix + name not in placed)
-        raise Refusal(f"{missing} reads back other than it was placed: two tensors of the network share memory")
+        other = next(name for name in encoder_state if prefix + name not in placed)
+        raise Refusal(f"{other} reads back other than it was placed: two tensors of the network share memory")
     return _report(network, len(encoder_state), placed)
 
 

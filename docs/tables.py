@@ -1,0 +1,191 @@
+"""Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
+
+`performance.md` shows JSON files of `benchmarks/`, `results.md` the tables that `voxprior compare` wrote for a study. A
+table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone. `--check` writes
+nothing and ends with code 1 where a page and its files differ.
+"""
+
+import argparse
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Writes a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def steps() -> str:
+    """Training steps on a CPU: one line per ratio of `steps_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "steps_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for ratio in told["ratios"]:
+        goal = "" if ratio["goal"] is None else f"≤ {ratio['goal']:.2f}, {'met' if ratio['met'] else 'not met'}"
+        rows.append(
+            [
+                ratio["of"],
+                ratio["to"],
+                f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                f"{ratio['flops_ratio']:.2f}",
+                goal,
+            ]
+        )
+    where = f"{told['device']}, {told['threads']} thread, torch {told['torch']}, {told['date']}"
+    head = ["a step of", "against one of", "processor time (least to most)", "FLOPs", "goal"]
+    return f"{table(head, rows)}\n\n{where}, median over {rounds(told)} rounds."
+
+
+def rounds(told: dict[str, Any]) -> int:
+    """Counts the rounds of a measurement."""
+    return min(len(arm["rounds"]) for arm in told["arms"].values())
+
+
+def gpu() -> str:
+    """Steps at paper size: predicted, or measured on the device that `gpu*.json` names."""
+    parts = []
+    for path in sorted((RESULTS / "benchmarks").glob("gpu*.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(measured(told) if told.get("measured", True) else predicted(told))
+    return "\n\n".join(parts)
+
+
+def predicted(told: dict[str, Any]) -> str:
+    """One line per method and backbone; nothing of it was run."""
+    rows = [
+        [
+            arm["method"],
+            arm["backbone"],
+            str(arm["samples"]),
+            f"{arm['parameters'] / 1e6:.1f}",
+            f"{arm['flops'] / 1e12:.2f}",
+            f"{arm['memory_bytes'] / 2**30:.1f}",
+            f"{arm['ms']:.0f}" if arm["ms"] >= 10 else f"{arm['ms']:.1f}",
+        ]
+        for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"]))
+    ]
+    head = ["method", "backbone", "samples a step", "million parameters", "TFLOP a step", "GiB", "ms a step"]
+    says = (
+        "**Predicted, not measured**: FLOPs and memory counted on the meta device, milliseconds at "
+        f"{told['mfu']:.0%} of {told['peak_tflops']:.0f} TFLOP/s."
+    )
+    return f"{table(head, rows)}\n\n{says}"
+
+
+def measured(told: dict[str, Any]) -> str:
+    """One line per method, backbone, precision and way of running."""
+    rows = []
+    for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"])):
+        for mode in arm["modes"]:
+            way = f"{mode['precision']} {'compiled' if mode['compiled'] else 'eager'}"
+            if "absent" in mode:
+                rows.append([arm["method"], arm["backbone"], way, mode["absent"], "", "", "", ""])
+                continue
+            share = ["" if mode[name] is None else f"{mode[name]:.0%}" for name in ("mfu", "busy")]
+            numbers = [f"{mode['ms']:.1f}", f"{mode['samples_per_second']:.0f}", *share]
+            memory = f"{mode['peak_memory_bytes'] / 2**30:.1f}"
+            rows.append([arm["method"], arm["backbone"], way, *numbers, memory, right(arm)])
+    head = ["method", "backbone", "way", "ms a step", "samples/s", "MFU", "device busy", "GiB", "numbers"]
+    return f"{table(head, rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+
+
+def right(arm: dict[str, Any]) -> str:
+    """Says whether the arm's numbers were found right before it was timed."""
+    return "right" if arm["check"]["right"] else "not right"
+
+
+# ------------------------------------------------------------------------------------------------- results.md
+TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "spark": "SparK", "anatomask": "AnatoMask", "byol": "BYOL", "pgl": "PGL"}
+ORDER = ["scratch", *TITLES]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Reads the test cohort's rows of mean Dice from a table of the hippocampus study."""
+    with open(RESULTS / "hippocampus" / name, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    mean = [
+        row
+        for row in rows
+        if row["metric"] == "dice" and row["cohort"] == "test" and row.get("class", "mean") == "mean"
+    ]
+    return sorted(mean, key=lambda row: (row["backbone"], ORDER.index(row["init"]), int(row["budget"])))
+
+
+def dice() -> str:
+    """Mean Dice with its interval: one line per init, one column per budget."""
+    rows = read("curves.csv")
+    budgets = sorted({int(row["budget"]) for row in rows})
+    cells = {(row["backbone"], row["init"], int(row["budget"])): row for row in rows}
+    lines = []
+    for backbone, init in dict.fromkeys((row["backbone"], row["init"]) for row in rows):
+        got = [cells.get((backbone, init, budget)) for budget in budgets]
+        numbers = ["" if row is None else f"{with_interval(row, 'mean', '.3f')}" for row in got]
+        lines.append([f"`{backbone}`", TITLES.get(init, init), *numbers])
+    head = ["backbone", "init", *(f"{budget} labels" for budget in budgets)]
+    seeds, cases = {row["seeds"] for row in rows}, {row["cases"] for row in rows}
+    return f"{table(head, lines)}\n\n{joined(cases)} test patients, {joined(seeds)} seeds, 95 % intervals."
+
+
+def contrasts() -> str:
+    """Differences of Dice that were planned: one line per pair, one column per budget."""
+    rows = read("contrasts.csv")
+    budgets = sorted({int(row["budget"]) for row in rows})
+    pairs: dict[tuple[str, str, str], dict[int, str]] = {}
+    for row in rows:
+        key = (row["backbone"], row["init"], row.get("against", "scratch"))
+        pairs.setdefault(key, {})[int(row["budget"])] = with_interval(row, "difference", "+.3f")
+    lines = [
+        [f"`{backbone}`", f"{TITLES[init]} minus {TITLES.get(against, against)}", *(got.get(b, "") for b in budgets)]
+        for (backbone, init, against), got in pairs.items()
+    ]
+    return table(["backbone", "Dice of", *(f"{budget} labels" for budget in budgets)], lines)
+
+
+def with_interval(row: dict[str, str], name: str, places: str) -> str:
+    """Writes a number and its interval."""
+    low, high = (f"{float(row[end]):{places}}" for end in ("low", "high"))
+    return f"{float(row[name]):{places}} ({low} to {high})"
+
+
+def joined(values: set[str]) -> str:
+    """Writes what should be one value, and all of them where it is not."""
+    return ", ".join(sorted(values, key=int))
+
+
+PAGES = {"performance.md": {"steps": steps, "gpu": gpu}, "results.md": {"dice": dice, "contrasts": contrasts}}
+
+
+def filled(name: str, page: str) -> str:
+    """Returns the text of the page `name` with all its tables renewed."""
+    for mark, make in PAGES[name].items():
+        place = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
+        page, count = re.subn(place, lambda hit, text=make(): f"{hit[1]}{text}\n{hit[2]}", page, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"docs/{name} has {count} places for the table '{mark}': give it one")
+    return page
+
+
+def main() -> None:
+    """Renews the pages, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; code 1 where a page and its files differ")
+    check = parser.parse_args().check
+    stale = []
+    for name in PAGES:
+        page = (DOCS / name).read_text(encoding="utf-8")
+        if (new := filled(name, page)) != page:
+            stale.append(name)
+            if not check:
+                (DOCS / name).write_text(new, encoding="utf-8")
+    if check and stale:
+        raise SystemExit(f"{', '.join(stale)} is not what its files say: run python docs/tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The tables of the docs show what the files hold that commands made."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "tables.py"
+
+
+@pytest.fixture
+def tables():
+    """Loads `docs/tables.py`, which is a script and no part of the package."""
+    spec = importlib.util.spec_from_file_location("tables", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_what_the_files_say():
+    done = subprocess.run([sys.executable, SCRIPT, "--check"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_page_that_differs_is_found_and_mended(tables):
+    page = (tables.DOCS / "performance.md").read_text(encoding="utf-8")
+    stale = page.replace("≤ 0.90", "≤ 0.95")
+    assert stale != page
+    assert tables.filled("performance.md", stale) == page
+    with pytest.raises(SystemExit, match="0 places for the table 'gpu'"):
+        tables.filled("performance.md", page.replace("<!-- gpu -->", ""))
+
+
+def test_what_a_device_measured_becomes_a_table(tables, tmp_path, monkeypatch):
+    mode = {"precision": "bf16", "compiled": True, "ms": 12.34, "samples_per_second": 162.0, "mfu": 0.456, "busy": 0.98}
+    full = {"precision": "fp32", "compiled": False, "absent": "does not fit the device's memory"}
+    arm = {"method": "mae", "backbone": "vit_base", "check": {"right": True}}
+    arm["modes"] = [full, mode | {"peak_memory_bytes": 3 * 2**30}]
+    told = {"device": "a GPU", "torch": "2.13.0", "date": "2026-11-21", "arms": [arm]}
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu.json").write_text(json.dumps(told))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    text = tables.gpu()
+    assert "| mae | vit_base | bf16 compiled | 12.3 | 162 | 46% | 98% | 3.0 | right |" in text
+    assert "| mae | vit_base | fp32 eager | does not fit the device's memory |" in text
+    assert text.endswith("a GPU, torch 2.13.0, 2026-11-21.")
+
+
+def test_a_studys_tables_become_a_line_per_init_and_a_column_per_budget(tables, tmp_path, monkeypatch):
+    folder = tmp_path / "hippocampus"
+    folder.mkdir()
+    (folder / "curves.csv").write_text(
+        "cohort,backbone,init,budget,class,metric,mean,low,high,cases,seeds\n"
+        "test,vit,glmae,16,mean,dice,0.8123,0.80,0.82,50,3\n"
+        "test,vit,scratch,4,mean,dice,0.5,0.4,0.6,50,3\n"
+        "test,vit,scratch,4,mean,nsd,0.1,0.1,0.1,50,3\n"
+        "external,vit,scratch,4,mean,dice,0.1,0.1,0.1,50,3\n"
+    )
+    (folder / "contrasts.csv").write_text(
+        "cohort,backbone,init,against,budget,metric,difference,low,high\n"
+        "test,vit,glmae,scratch,16,dice,-0.0123,-0.02,0.001\n"
+    )
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.dice().splitlines()
+    assert lines[0] == "| backbone | init | 4 labels | 16 labels |"
+    assert lines[2:4] == [
+        "| `vit` | scratch | 0.500 (0.400 to 0.600) |  |",
+        "| `vit` | GL-MAE |  | 0.812 (0.800 to 0.820) |",
+    ]
+    assert lines[-1] == "50 test patients, 3 seeds, 95 % intervals."
+    assert tables.contrasts().splitlines()[-1] == "| `vit` | GL-MAE minus scratch | -0.012 (-0.020 to +0.001) |"
