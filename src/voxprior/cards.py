@@ -64,6 +64,7 @@ class PrepareCard(Strict):
     """`classes[i]` lists the label values that become id i + 1; an empty list: not labelled in this dataset."""
 
     dataset: Name
+    channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: list[list[Positive]]
     prepare: Prepare
 
@@ -82,6 +83,7 @@ class PretrainCard(Strict):
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any] = Field(description="the fields of Vit or Cnn")
+    channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     pretrain: Pretrain
     fold: int
@@ -95,6 +97,7 @@ class FinetuneCard(Strict):
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
+    channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     classes: list[ClassName]
     steps: Positive

@@ -166,10 +166,11 @@ class Intensity(Strict):
 
 
 class Prepare(Strict):
-    """How scans become arrays: one grid spacing and one intensity range for all."""
+    """How scans become arrays: one grid spacing for all, and one intensity range but for the channels named."""
 
     spacing_zyx_mm: Zyx
     intensity: Intensity
+    channels: dict[ChannelName, Intensity] = Field({}, description="channels with an intensity range of their own")
 
 
 class Split(Strict):

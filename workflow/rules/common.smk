@@ -98,14 +98,15 @@ def dataset_cards(name):
     if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    intake = {"dataset": name, "layout": layout, "simulated": "simulate" in d}
-    yield f"intake/{name}", intake | {key: d[key] for key in ("channels", "classes", "patient", "person")}
-    yield f"prepare/{name}", {"dataset": name, "classes": class_values(name), "prepare": STUDY["prepare"]}
+    same = {key: d[key] for key in ("channels", "classes", "patient", "person")}
+    yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
+    prepare = {"dataset": name, "classes": class_values(name), "channels": d["channels"], "prepare": STUDY["prepare"]}
+    yield f"prepare/{name}", prepare
 
 
 def network(backbone):
-    b = RESOLVED["backbones"][backbone]
-    return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]]}
+    b, channels = RESOLVED["backbones"][backbone], len(RESOLVED["datasets"][STUDY["dataset"]]["channels"])
+    return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]], "channels": channels}
 
 
 def pretrain_card(backbone, method, fold):
@@ -143,8 +144,7 @@ def all_cards():
     for cell in CELLS:
         cards[cell_path("finetune", cell)] = finetune_card(cell)
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {"classes": STUDY["classes"], "score": STUDY["score"]}
-    cards["score"]["datasets"] = {name: class_values(name) for name in DATASETS}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in DATASETS}}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
     return cards

@@ -24,7 +24,9 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     root, files = sources.files_of(sources.read_manifest(manifest), manifest)
     entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
     merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
-    identity = intake.Identity(content.dataset, content.patient, content.person, content.simulated)
+    identity = intake.Identity(
+        content.dataset, content.patient, content.person, content.simulated, len(content.channels)
+    )
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
     looked = intake.examine(entries, root, identity, merger, cases.parent)
