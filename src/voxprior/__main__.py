@@ -51,6 +51,19 @@ Threads = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
+@app.command("init-study")
+def init_study(
+    images: Annotated[Path, typer.Option(help="folder of scans in any layout, or a table of paths", callback=_there)],
+    labels: Annotated[Path | None, typer.Option(help="folder of label maps, if elsewhere", callback=_there)] = None,
+    name: Annotated[str | None, typer.Option(help="of dataset and study; default: the folder's")] = None,
+    output: Annotated[Path, typer.Option(help="the study's folder")] = Path("."),
+) -> None:
+    """Look at your scans and write a dataset file and a study file for them."""
+    from voxprior.commands import init_study as verb
+
+    verb.run(images, labels, name, output)
+
+
 @app.command()
 def check(config: In, output: Output) -> None:
     """Refuse impossible combinations before any work."""

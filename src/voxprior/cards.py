@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from voxprior.configuration import (
+    ChannelName,
     ClassName,
     Compare,
     Layout,
@@ -52,6 +53,7 @@ class IntakeCard(Strict):
 
     dataset: Name
     layout: Layout
+    channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: dict[ClassName, list[Positive]]
     patient: str | None = None
     person: str | None = None
@@ -62,6 +64,7 @@ class PrepareCard(Strict):
     """`classes[i]` lists the label values that become id i + 1; an empty list: not labelled in this dataset."""
 
     dataset: Name
+    channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: list[list[Positive]]
     prepare: Prepare
 
@@ -80,6 +83,7 @@ class PretrainCard(Strict):
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any] = Field(description="the fields of Vit or Cnn")
+    channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     pretrain: Pretrain
     fold: int
@@ -93,6 +97,7 @@ class FinetuneCard(Strict):
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
+    channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     classes: list[ClassName]
     steps: Positive

@@ -14,6 +14,7 @@ from voxprior.errors import Refusal
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
+ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Zyx = tuple[float, float, float]
 ZyxVox = tuple[int, int, int]
 Positive = Annotated[int, Field(ge=1)]
@@ -76,14 +77,21 @@ class Source(Strict):
 class Layout(Strict):
     """How files lie below the dataset's folder.
 
-    kind `decathlon`: a `dataset.json` as the Medical Segmentation Decathlon writes it. kind `folder`: globs with
-    `{case}` where the case's name stands; a label template without `{case}` serves every case. A label template with
-    `{case}` and `{class}` finds a binary file per class; `{class}` stands for the names in the dataset's `classes`, and
-    each has exactly one value then, from 1 to 255. Intake merges the files of a case into one label map; where they
-    overlap, the class with the greatest value is kept.
+    `bids`: `sub-*/[ses-*/]anat/*_<suffix>.nii.gz`; `images` is the suffix (with several channels: their names are the
+    suffixes), `labels` a glob in `derivatives`.
+    `decathlon`: a `dataset.json` as the Medical Segmentation Decathlon writes it.
+    `dicom`: folders of DICOM series; `images` is a glob of folders, `labels` of files, both may have `{case}`.
+    `folder`: globs with `{case}` where the case's name stands; a label template without `{case}` serves every case.
+    `{channel}` in `images` stands for the names in the dataset's `channels`. A label template with `{case}` and
+    `{class}` finds a binary file per class; `{class}` stands for the names in the dataset's `classes`, and each has
+    exactly one value then, from 1 to 255. Intake merges the files of a case into one label map; where they overlap, the
+    class with the greatest value is kept.
+    `nnunet`: nnU-Net's raw folders: `imagesTr/<case>_0000.nii.gz`, `labelsTr`, `imagesTs` and its `dataset.json`.
+    `table`: a CSV, named by `images`, with the columns case, image, label[, patient, person].
+    `totalsegmentator`: a folder per case with `ct.nii.gz` or `mri.nii.gz` and `segmentations/<class>.nii.gz`.
     """
 
-    kind: Literal["decathlon", "folder"]
+    kind: Literal["bids", "decathlon", "dicom", "folder", "nnunet", "table", "totalsegmentator"]
     root: str = "."
     images: str | None = None
     labels: str | None = None
@@ -108,6 +116,7 @@ class Dataset(Strict):
     modality: Literal["ct", "mr", "other"]
     source: Source
     layout: Layout
+    channels: list[ChannelName] = Field(["image"], min_length=1, description="names of an image's channels, in order")
     classes: dict[ClassName, list[Positive]] = Field(description="class name -> values in the label files")
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
@@ -174,10 +183,11 @@ class Intensity(Strict):
 
 
 class Prepare(Strict):
-    """How scans become arrays: one grid spacing and one intensity range for all."""
+    """How scans become arrays: one grid spacing for all, and one intensity range but for the channels named."""
 
     spacing_zyx_mm: Zyx
     intensity: Intensity
+    channels: dict[ChannelName, Intensity] = Field({}, description="channels with an intensity range of their own")
 
 
 class Split(Strict):

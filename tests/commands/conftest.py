@@ -76,14 +76,21 @@ def make_index(folder: Path, dataset: str, cases: int, seed: int, unlabelled: in
         entry = {
             "case": name, "patient": name, "person": name, "shape_zyx": list(scaled.shape),
             "spacing_zyx_mm": [3.0, 2.0, 2.0], "image": image, "label": label,
-            "image_sha256": cache.write_array(folder / image, scaled, "key"),
+            "image_sha256": cache.write_array(folder / image, scaled[None], "key"),
             "label_sha256": cache.write_array(folder / label, labels_ZYX, "key", places),
             "class_voxels": [len(places[n]) for n in places], "raw": raw.to_json(), "grid": grid.to_json(),
         }  # fmt: skip
         if number >= cases - unlabelled:
             entry |= {"label": None, "label_sha256": None}
         entries.append(entry)
-    index = {"format": 1, "dataset": dataset, "key": "key", "quantum": QUANTUM, "classes": [1, 2], "simulated": False}
+    index = {
+        "format": cache.FORMAT,
+        "dataset": dataset,
+        "key": "key",
+        "quantum": QUANTUM,
+        "classes": [1, 2],
+        "simulated": False,
+    }
     (folder / "index.json").write_text(json.dumps({**index, "cases": entries}))
     return folder / "index.json"
 

@@ -52,10 +52,10 @@ def test_labels_lie_where_they_belong_in_the_scans_own_grid(tiny_study, model, t
 
     truth = {}
 
-    def right(network, volume_ZYX, *rest):
+    def right(network, volume_CZYX, *rest):
         for name in ("phantom_0", "phantom_1"):
             case = cache.open_case(tiny_study.index, name)
-            if np.array_equal(case.read((0, 0, 0), case.shape_zyx)[0], volume_ZYX):
+            if np.array_equal(case.read((0, 0, 0), case.shape_zyx)[0], volume_CZYX):
                 truth[name] = True
                 return case.read_label((0, 0, 0), case.shape_zyx)
         raise AssertionError("not a test case")

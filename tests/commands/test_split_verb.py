@@ -5,6 +5,7 @@ import pytest
 from voxprior.cards import SplitCard
 from voxprior.commands import split
 from voxprior.configuration import Split
+from voxprior.data import cache
 from voxprior.data.files import sha256_of_json
 from voxprior.errors import Refusal
 
@@ -21,7 +22,7 @@ def index(tmp_path):
         }
         for i in range(11)
     ]
-    (tmp_path / "index.json").write_text(json.dumps({"format": 1, "cases": cases}))
+    (tmp_path / "index.json").write_text(json.dumps({"format": cache.FORMAT, "cases": cases}))
     return tmp_path / "index.json"
 
 

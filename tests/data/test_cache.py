@@ -28,7 +28,7 @@ def rows_of(folder, count):
 def index(tmp_path):
     scans = phantoms.write_folder(tmp_path / "scans", cases=2, unlabelled=1, orientation="LPS")
     entries = list(prepare.prepare_all(rows_of(scans, 3), tmp_path / "p", RECIPE, 1))
-    content = {"format": 1, "key": "k1", "quantum": prepare.QUANTUM, "classes": [1, 2], "cases": entries}
+    content = {"format": cache.FORMAT, "key": "k1", "quantum": prepare.QUANTUM, "classes": [1, 2], "cases": entries}
     write_json(tmp_path / "p" / "index.json", content)
     return tmp_path / "p" / "index.json"
 
@@ -50,11 +50,11 @@ def test_a_case_holds_scaled_intensities_and_study_ids(index):
 def test_a_box_is_cut_and_padded_like_an_array(index, lo):
     case = cache.open_case(index, "phantom_001")
     size = (36, 9, 11) if lo[0] < -10 else (8, 9, 11)
-    whole = case.image[...]
+    (whole,) = case.image[...]
     padded = np.pad(whole, 40)
     expected = padded[tuple(slice(a + 40, a + 40 + n) for a, n in zip(lo, size, strict=True))]
     box, valid_lo, valid_hi = case.read(lo, size)
-    assert np.array_equal(box, expected)
+    assert np.array_equal(box, expected[None])
     real = np.pad(np.ones_like(whole), 40)[tuple(slice(a + 40, a + 40 + n) for a, n in zip(lo, size, strict=True))]
     inside = np.zeros(size)
     inside[tuple(slice(a, b) for a, b in zip(valid_lo, valid_hi, strict=True))] = 1

@@ -31,7 +31,7 @@ def index(tmp_path_factory):
         for i in range(4)
     ]
     entries = list(prepare.prepare_all(rows, folder / "p", recipe, 1))
-    content = {"format": 1, "key": "k", "quantum": prepare.QUANTUM, "classes": [1, 2, 3], "cases": entries}
+    content = {"format": cache.FORMAT, "key": "k", "quantum": prepare.QUANTUM, "classes": [1, 2, 3], "cases": entries}
     (folder / "p/index.json").write_text(json.dumps(content))
     return folder / "p/index.json"
 

@@ -16,8 +16,7 @@ from snakemake.utils import validate
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
 # Jobs call the `voxprior` of the environment that runs Snakemake; post-deploy scripts look for VOXPRIOR_HOME.
-PATHS = [str(Path(sys.executable).parent), *os.get_exec_path()]
-os.environ.update(PATH=os.pathsep.join(PATHS), VOXPRIOR_HOME=str(ROOT))
+os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", VOXPRIOR_HOME=str(ROOT))
 # Keeps freed memory, see docs/decisions.md. Both or neither: one alone switches off what glibc adapts by itself.
 for name, most in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
     os.environ.setdefault(name, str(most))
@@ -30,14 +29,13 @@ def numbers(kind, name):
     for folder in folders:
         if (folder / f"{name}.yaml").exists():
             return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise WorkflowError(f"config: no config/{kind}/{name}.yaml; known {kind}: {', '.join(known)}.")
+    known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
+    raise WorkflowError(f"config: no config/{kind}/{name}.yaml; known {kind}: {known}.")
 
 
 def method_numbers(study, name):
     """The method's preset with the study's changes."""
-    presets = numbers("methods", name)
-    preset = study.get("preset", "small")
+    presets, preset = numbers("methods", name), study.get("preset", "small")
     if preset not in presets:
         raise WorkflowError(f"config/methods/{name}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
     return {**presets[preset], **(study.get("methods") or {}).get(name, {})}
@@ -82,6 +80,12 @@ def card_hash(card):
     return sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
+def listing(source):
+    """Names and sizes of scans used in place: what is added or replaced is taken in, a new time stamp is no change."""
+    found = Path(source["path"]).rglob("*") if source["kind"] == "folder" and source["path"] else []
+    return card_hash(sorted((str(p), p.stat().st_size) for p in found if p.is_file()))
+
+
 def class_values(dataset):
     return [RESOLVED["datasets"][dataset]["classes"].get(name, []) for name in STUDY["classes"]]
 
@@ -94,31 +98,30 @@ def dataset_cards(name):
     if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    same = {key: d[key] for key in ("classes", "patient", "person")}
+    same = {key: d[key] for key in ("channels", "classes", "patient", "person")}
     yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
-    yield f"prepare/{name}", {"dataset": name, "classes": class_values(name), "prepare": STUDY["prepare"]}
+    prepare = {"dataset": name, "classes": class_values(name), "channels": d["channels"], "prepare": STUDY["prepare"]}
+    yield f"prepare/{name}", prepare
 
 
 def network(backbone):
-    b = RESOLVED["backbones"][backbone]
-    return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]]}
+    b, channels = RESOLVED["backbones"][backbone], len(RESOLVED["datasets"][STUDY["dataset"]]["channels"])
+    return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]], "channels": channels}
 
 
 def pretrain_card(backbone, method, fold):
-    recipe = RESOLVED["backbones"][backbone]["pretrain"]
-    config = RESOLVED["methods"][method]
-    rest = {"recipe": recipe, "pretrain": STUDY["pretrain"], "fold": int(fold)}
-    return {"method": method, "config": config, **network(backbone), **rest}
+    rest = {"recipe": RESOLVED["backbones"][backbone]["pretrain"], "pretrain": STUDY["pretrain"], "fold": int(fold)}
+    return {"method": method, "config": RESOLVED["methods"][method], **network(backbone), **rest}
 
 
 def finetune_card(cell):
     backbone, init = cell["backbone"], cell["init"]
-    recipe = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
     pretrained = None if init == "scratch" else card_hash(pretrain_card(backbone, init, cell["fold"]))
-    given = {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
-    what = {"init": init, "init_card": pretrained, "recipe": recipe, "classes": STUDY["classes"]}
-    where = {key: int(cell[key]) for key in ("budget", "fold", "seed")}
-    return {**what, **network(backbone), **given, "prepare": STUDY["prepare"], **where}
+    what = {"init": init, "init_card": pretrained, "classes": STUDY["classes"]}
+    what["recipe"] = RESOLVED["backbones"][backbone]["finetune" if pretrained else "scratch"]
+    what |= {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
+    what |= {key: int(cell[key]) for key in ("budget", "fold", "seed")}
+    return {**what, **network(backbone), "prepare": STUDY["prepare"]}
 
 
 def cell_path(stage, cell):
@@ -140,11 +143,8 @@ def all_cards():
         cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
     for cell in CELLS:
         cards[cell_path("finetune", cell)] = finetune_card(cell)
-    for fold in range(STUDY["split"]["folds"]):
-        cards[f"predict/fold{fold}"] = {"predict": STUDY["predict"], "fold": fold}
-    values = {name: class_values(name) for name in DATASETS}
-    cards["score"] = {"classes": STUDY["classes"], "datasets": values, "score": STUDY["score"]}
-    names = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
-    simulated = "simulate" in RESOLVED["datasets"][STUDY["dataset"]]
-    cards["compare"] = {**names, "simulated": simulated, "cells": CELLS}
+    cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in DATASETS}}
+    cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
+    cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
     return cards

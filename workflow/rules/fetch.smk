@@ -17,6 +17,8 @@ rule fetch:
     resources:
         mem_mb=1000,
         runtime=24 * 60,
+    params:
+        scans=lambda w: listing(RESOLVED["datasets"][w.dataset]["source"]),
     message:
         "Fetch {wildcards.dataset}"
     shell:

@@ -17,6 +17,7 @@ def run(config: Path, output: Path) -> None:
 
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
+    check_channels(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
     write_json(output, {"format": 1, "checked": checked})
@@ -37,6 +38,30 @@ def check_classes(resolved: Any) -> None:
     for name in study.external:
         if not set(resolved.datasets[name].classes) & set(study.classes):
             raise Refusal(f"config: external dataset {name} labels none of the study's classes: remove it")
+
+
+def check_channels(resolved: Any) -> None:
+    """Refuses intensity ranges of channels that no scan has, external scans with others, and simulating several."""
+    study = resolved.study
+    names = resolved.datasets[study.dataset].channels
+    unknown = [name for name in study.prepare.channels if name not in names]
+    if unknown:
+        raise Refusal(
+            f"config: prepare.channels names {', '.join(unknown)}, and dataset {study.dataset} has {', '.join(names)}: "
+            "choose from these"
+        )
+    for name in study.external:
+        others = resolved.datasets[name].channels
+        if others != names:
+            raise Refusal(
+                f"config: external dataset {name} has the channels {', '.join(others)} where {study.dataset} has "
+                f"{', '.join(names)}: a model needs the same, in the same order"
+            )
+    for name, dataset in resolved.datasets.items():
+        if len(set(dataset.channels)) < len(dataset.channels):
+            raise Refusal(f"config/datasets/{name}.yaml: a channel stands twice in channels: name each once")
+        if dataset.simulate is not None and len(dataset.channels) > 1:
+            raise Refusal(f"config/datasets/{name}.yaml: simulate takes scans of one channel: leave one of the two out")
 
 
 def check_split(resolved: Any) -> None:

@@ -93,7 +93,7 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     if (card.init == "scratch") != (encoder is None):
         advice = "leave out --encoder" if encoder else "give its encoder with --encoder"
         raise Refusal(f"{card_path} is a card of init {card.init}: {advice}")
-    backbone = Backbone(card.backbone, card.family, card.architecture)
+    backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
     # The one use of the global generator: torch's layers draw their first weights from it and take no other. The same
     # seed gives every init the same fresh decoder.
     torch.manual_seed(card.seed)

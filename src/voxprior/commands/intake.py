@@ -22,12 +22,14 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
 
     content = read_card("intake", card)
     root, files = sources.files_of(sources.read_manifest(manifest), manifest)
-    entries = layouts.list_cases(content.layout, root, files, list(content.classes))
+    entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
     merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
-    identity = intake.Identity(content.dataset, content.patient, content.person, content.simulated)
+    identity = intake.Identity(
+        content.dataset, content.patient, content.person, content.simulated, len(content.channels)
+    )
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
-    looked = intake.examine(entries, root, identity, merger)
+    looked = intake.examine(entries, root, identity, merger, cases.parent)
     for kind, row in progress(looked, len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))

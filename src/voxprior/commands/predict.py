@@ -79,7 +79,8 @@ def _load(path: Path) -> tuple[Any, Any]:
     if "card" not in about:
         raise Refusal(f"{path} does not say which card it was trained by: run the fine-tuning again")
     card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", "run the fine-tuning again")
-    network = Backbone(card.backbone, card.family, card.architecture).segmenter(len(card.classes) + 1, card.crop_vox)
+    backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
+    network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
     try:
         network.load_state_dict(state)
     except RuntimeError:
@@ -113,9 +114,11 @@ def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any,
     network, trained, overlap, where = how
     began = time.monotonic()
     case = cache.open_case(path, entry["case"])
-    voxels_ZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
+    if case.channels != trained.channels:
+        raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {trained.channels}: leave it out")
+    voxels_CZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
     labels_ZYX = segment_volume(
-        network, voxels_ZYX, case.quantum, trained.crop_vox, overlap, where, autocast(where, trained.precision)
+        network, voxels_CZYX, case.quantum, trained.crop_vox, overlap, where, autocast(where, trained.precision)
     )
     image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
     volume.write_image(image, file)

@@ -13,6 +13,8 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         output: `…/index.json`.
         workers: processes.
     """
+    from dataclasses import replace
+
     from voxprior.cards import card_hash, read_card
     from voxprior.data import cache, prepare
     from voxprior.engine.journal import progress
@@ -25,17 +27,23 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
     if not rows:
         raise Refusal(f"{cases} lists no case: run 'intake' again")
     scaling = content.prepare.intensity
-    if scaling.low >= scaling.high:
-        raise Refusal(f"{card}: intensity low {scaling.low:g} is not below high {scaling.high:g}: correct the study")
+    for one in (scaling, *content.prepare.channels.values()):
+        if one.low >= one.high:
+            raise Refusal(f"{card}: intensity low {one.low:g} is not below high {one.high:g}: correct the study")
     key = card_hash(content)
     classes = tuple(tuple(values) for values in content.classes)
     recipe = prepare.Recipe(key, content.prepare.spacing_zyx_mm, scaling.kind, scaling.low, scaling.high, classes)
+    own = {
+        content.channels.index(name): (one.kind, one.low, one.high) for name, one in content.prepare.channels.items()
+    }
+    recipe = replace(recipe, channels=len(content.channels), own=own)
     made = prepare.prepare_all(rows, output.parent, recipe, workers)
     index = {
         "format": cache.FORMAT,
         "dataset": content.dataset,
         "key": key,
         "quantum": prepare.QUANTUM,
+        "channels": content.channels,
         "classes": [number for number, values in enumerate(content.classes, 1) if values],
         "simulated": any(row["simulated"] == "true" for row in rows),
         "cases": list(progress(made, len(rows), f"prepare {content.dataset}")),

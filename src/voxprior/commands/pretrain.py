@@ -87,7 +87,7 @@ def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
     from voxprior.nets.backbones import Backbone
 
     entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
-    unit = Backbone(card.backbone, card.family, card.architecture).unit_vox
+    unit = Backbone(card.backbone, card.family, card.architecture, card.channels).unit_vox
     if small := [entry["case"] for entry in entries if min(entry["shape_zyx"]) < unit]:
         raise Refusal(
             f"{index}: {len(small)} of {len(entries)} volumes are smaller than one patch of {unit} voxels of "

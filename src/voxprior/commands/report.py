@@ -65,11 +65,13 @@ def _read_scan(config: dict[str, Any], row: dict[Any, str], prediction: Path) ->
     """Reads scan, label and prediction in LPS order, intensities mapped to [0, 1] as the study maps them."""
     import numpy as np
 
-    from voxprior.data import volume
+    from voxprior.data import channels, volume
     from voxprior.errors import Refusal
     from voxprior.study.figures import Scan
 
-    image, grid = volume.to_lps(volume.read_scan(row["image"], verify=False))
+    of_all = config["datasets"][config["study"]["dataset"]].get("channels", ["image"])
+    first = next(channels.read_channels(row["image"], len(of_all), verify=False))  # the one that is shown
+    image, grid = volume.to_lps(first)
     label, _ = volume.to_lps(volume.read_label(row["label"], verify=False)[0])
     predicted, _ = volume.to_lps(volume.read_label(prediction, verify=False)[0])
     if not image.shape == label.shape == predicted.shape:

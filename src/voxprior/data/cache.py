@@ -3,7 +3,7 @@
 One `.b2nd` (Blosc2) file per scan and one per label map; layout in `docs/formats.md`, "index". A random crop touches
 only its chunks. Blosc2 has no checksum, so the index holds each file's SHA-256, and opening a file checks it.
 
-Axes: Z Y X voxels.
+Axes: C channels, Z Y X voxels. Images are C Z Y X, one chunk per channel; label maps Z Y X.
 """
 
 import functools
@@ -20,7 +20,7 @@ from voxprior.data.files import sha256_of
 from voxprior.errors import Refusal
 from voxprior.whole import whole
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_VOX = 64
 BLOCK_VOX = 32
 PLACES = 1024  # voxels remembered per class, for crops centred on a class without reading the label map
@@ -29,19 +29,20 @@ Array = np.ndarray[Any, Any]
 Zyx = tuple[int, int, int]
 
 
-def write_array(path: Path, array_ZYX: Array, key: str, places: dict[int, Array] | None = None) -> str:
+def write_array(path: Path, array: Array, key: str, places: dict[int, Array] | None = None) -> str:
     """Writes a volume in chunks, by rename, and returns the file's SHA-256.
 
     Args:
         path: `….b2nd`.
-        array_ZYX: int16 image or uint8 labels.
+        array: int16 image C Z Y X, or uint8 labels Z Y X.
         key: what the content depends on; stored in the file.
         places: per class id, voxels (N, 3) of that class; stored with a label map.
     """
-    chunks = tuple(min(CHUNK_VOX, n) for n in array_ZYX.shape)
+    apart = (1,) * (array.ndim - 3)  # a crop of few channels reads no other ones
+    chunks = apart + tuple(min(CHUNK_VOX, n) for n in array.shape[-3:])
     with whole(path) as part:
         stored = blosc2.asarray(
-            np.ascontiguousarray(array_ZYX),
+            np.ascontiguousarray(array),
             urlpath=os.fspath(part),
             mode="w",
             chunks=chunks,
@@ -91,8 +92,13 @@ class Case:
     shape_zyx: Zyx
     class_voxels: tuple[int, ...]
 
+    @property
+    def channels(self) -> int:
+        """How many channels the image has."""
+        return int(self.image.shape[0])
+
     def read(self, lo_zyx: Zyx, size_zyx: Zyx) -> tuple[Array, Zyx, Zyx]:
-        """Reads a box of the image: (int16 box, first real voxel, first voxel beyond the real ones).
+        """Reads a box of the image: (int16 box C Z Y X, first real voxel, first voxel beyond the real ones).
 
         The box may reach beyond the volume; what lies outside is 0, the window's minimum.
         """
@@ -109,16 +115,16 @@ class Case:
 
 def _read_box(stored: Any, lo_zyx: Zyx, size_zyx: Zyx) -> tuple[Array, Zyx, Zyx]:
     start = [max(0, lo) for lo in lo_zyx]
-    stop = [min(n, lo + size) for n, lo, size in zip(stored.shape, lo_zyx, size_zyx, strict=True)]
+    stop = [min(n, lo + size) for n, lo, size in zip(stored.shape[-3:], lo_zyx, size_zyx, strict=True)]
     if any(a >= b for a, b in zip(start, stop, strict=True)):
         raise ValueError(f"box at {lo_zyx} of size {size_zyx} lies outside a volume of shape {stored.shape}")
-    real = stored[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    real = stored[(..., *(slice(a, b) for a, b in zip(start, stop, strict=True)))]
     z0, y0, x0 = (a - lo for a, lo in zip(start, lo_zyx, strict=True))
     z1, y1, x1 = (b - lo for b, lo in zip(stop, lo_zyx, strict=True))
-    if real.shape == tuple(size_zyx):
+    if real.shape[-3:] == tuple(size_zyx):
         return real, (z0, y0, x0), (z1, y1, x1)
-    box = np.zeros(size_zyx, real.dtype)
-    box[z0:z1, y0:y1, x0:x1] = real
+    box = np.zeros((*real.shape[:-3], *size_zyx), real.dtype)
+    box[..., z0:z1, y0:y1, x0:x1] = real
     return box, (z0, y0, x0), (z1, y1, x1)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import volume
+from voxprior.data import channels, series, volume
+from voxprior.data.files import sha256_of_json
 from voxprior.data.labels import ClassFiles, fit
 from voxprior.data.layouts import Entry
 from voxprior.errors import Refusal
@@ -35,6 +36,7 @@ class Identity:
     patient: str | None = None  # regular expression; its first group in the case name is the patient
     person: str | None = None  # one person behind every case
     simulated: bool = False
+    channels: int = 1  # of every image
 
     def patient_of(self, case: str) -> str:
         """Names the patient of a case; the case itself where no expression is given.
@@ -71,18 +73,23 @@ def content_sha256(image: sitk.Image) -> str:
 
 
 def examine(
-    entries: Iterable[Entry], root: Path, identity: Identity, merger: ClassFiles | None = None
+    entries: Iterable[Entry],
+    root: Path,
+    identity: Identity,
+    merger: ClassFiles | None = None,
+    folder: Path = Path(),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
 
-    `merger` is needed for entries with a file per class; their label is what it merges.
+    `merger` is needed for entries with a file per class; their label is what it merges. `folder` is where the case
+    table will lie; the lists of DICOM series are written below it, into `series/`.
 
     The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
     """
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity, merger)
+            row = _row(entry, root, identity, merger, folder)
         except Refusal as refusal:
             yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
             continue
@@ -94,26 +101,48 @@ def examine(
             yield "case", row
 
 
-def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None) -> dict[str, Any]:
+def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, folder: Path) -> dict[str, Any]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
-    patient = identity.patient_of(entry.case)
-    image = volume.read_scan(root / entry.image)
+    patient = entry.patient if entry.patient and identity.patient is None else identity.patient_of(entry.case)
+    files = _files(entry, root, folder)
+    scan = channels.join([str(file) for file in files])
+    image, content = _read(scan, identity.channels)
     grid = volume.Grid.of(image)
     label, repairs = _label(entry, root, grid, merger)
     return {
         "case": entry.case,
         "dataset": identity.dataset,
         "patient": patient,
-        "person": identity.person or f"{identity.dataset}/{patient}",
-        "image": _from_here(root / entry.image),
+        "person": identity.person or entry.person or f"{identity.dataset}/{patient}",
+        "image": channels.join([_from_here(file) for file in files]),
         "label": "" if label is None else _from_here(label),
         "simulated": str(identity.simulated).lower(),
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
         "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
-        "content_sha256": content_sha256(image),
+        "content_sha256": content,
         "repairs": "; ".join(repairs),
     }
+
+
+def _files(entry: Entry, root: Path, folder: Path) -> list[Path]:
+    """Names the files that stand for a case's image: itself, its channels', or the list of a DICOM series.
+
+    A series is checked here, before its list is written.
+    """
+    if not entry.slices:
+        return [root / file for file in entry.channels or (entry.image,)]
+    path = folder / "series" / f"{entry.case}{series.SUFFIX}"
+    series.write([root / file for file in entry.slices], path, f"{root / entry.image}: series {entry.case}")
+    return [path]
+
+
+def _read(scan: str, count: int) -> tuple[sitk.Image, str]:
+    """Reads all channels: (the first one; a hash of the content of all)."""
+    rest = channels.read_channels(scan, count)
+    first = next(rest)
+    content = content_sha256(first)
+    return first, content if count == 1 else sha256_of_json([content, *map(content_sha256, rest)])
 
 
 def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | None) -> tuple[Path | None, list[str]]:

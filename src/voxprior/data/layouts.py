@@ -1,42 +1,24 @@
 """Folder layouts: which files are one case.
 
-A layout turns the list of a dataset's files into (case, image, label) and looks at no voxel. Paths are relative to the
-dataset's root and use forward slashes.
+A layout turns the list of a dataset's files into entries (case, image, label); only 'dicom' opens the scans for that,
+because what belongs together stands in their headers. Paths are relative to the dataset's root and use forward slashes.
 """
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
+from voxprior.data import conventions, dicom, tables
+from voxprior.data.entries import Entry, Layout, join_channels, match, pair, pair_classes, pattern
 from voxprior.data.volume import stem
 from voxprior.errors import Refusal
 
-
-class Layout(Protocol):
-    """What is needed of the layout in a card."""
-
-    kind: Any
-    root: str
-    images: str | None
-    labels: str | None
+__all__ = ["LAYOUTS", "Entry", "Layout", "list_cases"]
 
 
-class Entry(NamedTuple):
-    """One case: its image and label below the root; no label = unlabelled. `defect` says why it cannot be used.
-
-    Where each class has a file of its own, `label` is None and `parts` lists (class, file).
-    """
-
-    case: str
-    image: str
-    label: str | None
-    defect: str = ""
-    parts: tuple[tuple[str, str], ...] = ()
-
-
-def list_cases(layout: Layout, root: Path, files: list[str], classes: Sequence[str] = ()) -> list[Entry]:
+def list_cases(
+    layout: Layout, root: Path, files: list[str], classes: Sequence[str] = (), channels: Sequence[str] = ()
+) -> list[Entry]:
     """Lists the cases of a dataset in a stable order, labelled or not.
 
     Args:
@@ -44,53 +26,57 @@ def list_cases(layout: Layout, root: Path, files: list[str], classes: Sequence[s
         root: the dataset's folder.
         files: the files that belong to the dataset, relative to `root`; what else lies there is not looked at.
         classes: the class names that `{class}` in a label template stands for.
+        channels: names of the channels, in order; none or one: a case is one file with one channel.
 
     Raises:
-        Refusal: no case at all; `dataset.json` is missing or unreadable; a template is missing, or has `{class}`
-            without `{case}` or where no classes are given.
+        Refusal: no case at all; a file that describes the dataset is missing or unreadable; a template is missing, or
+            has `{class}` without `{case}` or where no classes are given, or lacks `{channel}`.
     """
     prefix = "" if layout.root in ("", ".") else layout.root.strip("/") + "/"
     inside = sorted(file[len(prefix) :] for file in files if file.startswith(prefix))
-    found = LAYOUTS[layout.kind](layout, root / prefix, inside, classes)
+    found = LAYOUTS[layout.kind](layout, root / prefix, inside, classes, channels)
     if not found:
         raise Refusal(f"{root / prefix} holds no case of layout '{layout.kind}': check the layout's root and templates")
     claims: dict[str, int] = {}
     for entry in found:
         claims[entry.case] = claims.get(entry.case, 0) + 1
     return [
-        Entry(
-            entry.case,
-            prefix + entry.image,
-            None if entry.label is None else prefix + entry.label,
-            entry.defect or (f"{claims[entry.case]} files claim this case name" if claims[entry.case] > 1 else ""),
-            tuple((name, prefix + file) for name, file in entry.parts),
-        )
+        entry.below(prefix)._replace(defect=entry.defect or _unusable(entry) or _claimed(claims[entry.case]))
         for entry in found
     ]
 
 
+def _claimed(times: int) -> str:
+    return f"{times} files claim this case name" if times > 1 else ""
+
+
+def _unusable(entry: Entry) -> str:
+    """Says why a name or a path cannot be carried through the tables and file names that follow; empty: it can."""
+    if not entry.case.strip() or "/" in entry.case or "\\" in entry.case or entry.case.startswith("."):
+        return f"'{entry.case}' cannot be a case's name, which becomes a file name"
+    if any("|" in file for file in (entry.image, *entry.channels)):
+        return "its path holds '|', which separates a case's channels in the case table"
+    return ""
+
+
 # ------------------------------------------------------------------------------------------------- decathlon
-def _decathlon(layout: Layout, root: Path, files: list[str], classes: Sequence[str]) -> list[Entry]:
+def _decathlon(
+    layout: Layout, root: Path, files: list[str], classes: Sequence[str], channels: Sequence[str]
+) -> list[Entry]:
     """Reads `dataset.json` as the Medical Segmentation Decathlon writes it.
 
     `training` and `validation` list {image, label}; `test` lists images, which become unlabelled cases where they are
-    present (a mirror may leave them out).
+    present (a mirror may leave them out). Several channels are the fourth axis of an image.
     """
-    path = root / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise Refusal(f"{path} is missing: layout 'decathlon' reads it, restore it or use layout 'folder'") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} is not valid JSON ({error}): restore it") from None
-    if not isinstance(content, dict) or not isinstance(content.get("training", []), list):
-        raise Refusal(f"{path} does not list cases under 'training': restore it or use layout 'folder'")
+    content = conventions.read_dataset_json(root / "dataset.json", layout.kind)
+    if not isinstance(content.get("training", []), list):
+        raise Refusal(f"{root}/dataset.json does not list cases under 'training': restore it or use layout 'folder'")
     present = set(files)
     found = []
     for section in ("training", "validation", "test"):
         for item in content.get(section) or []:
             image, label = (item, None) if isinstance(item, str) else (item.get("image", ""), item.get("label"))
-            image, label = _clean(image), None if label is None else _clean(label)
+            image, label = image.removeprefix("./"), None if label is None else label.removeprefix("./")
             if label is None and image not in present:
                 continue
             missing = [file for file in (image, label) if file is not None and file not in present]
@@ -99,90 +85,68 @@ def _decathlon(layout: Layout, root: Path, files: list[str], classes: Sequence[s
     return found
 
 
-def _clean(path: str) -> str:
-    return path[2:] if path.startswith("./") else path
-
-
 # ------------------------------------------------------------------------------------------------- folder
-def _pattern(template: str, classes: Sequence[str] = ()) -> re.Pattern[str]:
-    """Turns a glob with `{case}` into a regular expression; `*` stays inside a folder, `**` does not.
-
-    `{class}` stands for one of `classes`, and for itself where there are none.
-    """
-    parts = {
-        "{case}": "(?P<case>[^/]+?)",
-        "**/": "(?:.*/)?",
-        "**": ".*",
-        "*": "[^/]*",
-        "?": "[^/]",
-    }
-    if classes:
-        parts["{class}"] = f"(?P<class>{'|'.join(map(re.escape, classes))})"
-    tokens = re.split(r"(\{case\}|\{class\}|\*\*/|\*\*|\*|\?)", template)
-    text = ""
-    for token in tokens:
-        text += parts.get(token, re.escape(token))
-        if token in ("{case}", "{class}") and token in parts:
-            parts[token] = f"(?P={token[1:-1]})"  # from the second time on, the same name again
-    return re.compile(text)
-
-
-def _folder(layout: Layout, root: Path, files: list[str], classes: Sequence[str]) -> list[Entry]:
+def _folder(
+    layout: Layout, root: Path, files: list[str], classes: Sequence[str], channels: Sequence[str]
+) -> list[Entry]:
     """Matches globs with `{case}`; an image template without it takes each file's stem as the case."""
     if not layout.images:
         raise Refusal(f"layout 'folder' of {root} lacks 'images': give a template such as images/{{case}}.nii.gz")
-    images = _match(layout.images, files)
+    of_images, of_labels = share_out(layout.images, layout.labels, files, classes, channels)
+    images = folder_images(layout.images, root, of_images, channels)
     if layout.labels and "{class}" in layout.labels:
-        return _class_files(layout.labels, images, root, files, classes)
-    labels = _match(layout.labels, files) if layout.labels else []
-    shared = bool(layout.labels) and "{case}" not in str(layout.labels)
-    by_case: dict[str, list[str]] = {}
-    for case, file in labels:
-        by_case.setdefault("" if shared else case, []).append(file)
-    found = []
-    for case, image in images:
-        own = by_case.pop(case, []) if not shared else by_case.get("", [])
-        defect = f"{len(own)} label files match: {', '.join(own)}" if len(own) > 1 else ""
-        found.append(Entry(case, image, own[0] if own else None, defect))
-    if shared and not labels:
-        found = [entry._replace(defect=f"no file matches the labels template {layout.labels}") for entry in found]
-    if not shared:
-        found += [Entry(case, own[0], own[0], "a label without an image") for case, own in by_case.items()]
-    return found
+        return pair_classes(images, layout.labels, of_labels, classes, f"layout 'folder' of {root}")
+    labels = match(layout.labels, of_labels) if layout.labels else []
+    if not layout.labels or "{case}" in layout.labels:
+        return pair(images, labels)
+    defect = f"no file matches the labels template {layout.labels}" if not labels else ""
+    if len(labels) > 1:
+        defect = f"{len(labels)} label files match: {', '.join(file for _, file in labels)}"
+    return [entry._replace(label=labels[0][1] if labels else None, defect=entry.defect or defect) for entry in images]
 
 
-def _class_files(
-    template: str, images: list[tuple[str, str]], root: Path, files: list[str], classes: Sequence[str]
-) -> list[Entry]:
-    """Pairs images with the label files of their classes."""
-    if "{case}" not in template or not classes:
+def share_out(
+    images: str, labels: str | None, files: list[str], classes: Sequence[str], channels: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Splits files into what may be images and what may be labels.
+
+    A file that fits both templates (`{case}.nii.gz` and `{case}_label.nii.gz` in one folder) belongs to the one that
+    spells out more letters: a label map must not become an unlabelled scan.
+    """
+    if not labels:
+        return files, []
+    image, label = pattern(images, (), channels).fullmatch, pattern(labels, classes).fullmatch
+    both = {file for file in files if image(file) and label(file)}
+    letters = [len(re.sub(r"\{\w+\}|[*?]", "", template)) for template in (images, labels)]
+    rest = [file for file in files if file not in both]
+    return (files, rest) if letters[0] > letters[1] else (rest, files)
+
+
+def folder_images(template: str, root: Path, files: Sequence[str], channels: Sequence[str]) -> list[Entry]:
+    """Lists the images that fit a template, one entry per case, the files of its channels in their order.
+
+    Raises:
+        Refusal: `{channel}` without `{case}`, or without names of channels.
+    """
+    if "{channel}" not in template:
+        return [Entry(case, image, None) for case, image in match(template, files)]
+    if "{case}" not in template or not channels:
         raise Refusal(
-            f"layout 'folder' of {root} has {{class}} in its labels template {template}: that needs {{case}} there "
-            "too, and does not go with 'simulate', which needs one label map"
+            f"layout 'folder' of {root} has {{channel}} in its images template {template}: that needs {{case}} there "
+            "too, and the names of the dataset's 'channels'"
         )
-    pattern = _pattern(template, classes)
-    by_case: dict[str, dict[str, list[str]]] = {}
-    for file in files:
-        if hit := pattern.fullmatch(file):
-            by_case.setdefault(hit["case"], {}).setdefault(hit["class"], []).append(file)
-    found = []
-    for case, image in images:
-        own = by_case.pop(case, {})
-        twice = [
-            f"{len(some)} label files match class {name}: {', '.join(some)}" for name, some in own.items() if some[1:]
-        ]
-        parts = tuple((name, own[name][0]) for name in classes if name in own)
-        found.append(Entry(case, image, None, "; ".join(twice), parts))
-    for case, own in by_case.items():
-        first = next(iter(own.values()))[0]
-        found.append(Entry(case, first, first, "a label without an image"))
-    return found
+    fits = pattern(template, channels=channels).fullmatch
+    hits = [(fits(file), file) for file in files]
+    return join_channels([(hit["case"], hit["channel"], file) for hit, file in hits if hit], channels)
 
 
-def _match(template: str, files: list[str]) -> list[tuple[str, str]]:
-    pattern = _pattern(template)
-    hits = [(pattern.fullmatch(file), file) for file in files]
-    return [(hit.groupdict().get("case") or stem(file), file) for hit, file in hits if hit]
-
-
-LAYOUTS = {"decathlon": _decathlon, "folder": _folder}
+Listing = Callable[[Layout, Path, list[str], Sequence[str], Sequence[str]], list[Entry]]
+LAYOUTS: dict[str, Listing] = {
+    "bids": conventions.bids,
+    "decathlon": _decathlon,
+    "dicom": dicom.dicom,
+    "folder": _folder,
+    "nnunet": conventions.nnunet,
+    "table": tables.table,
+    "totalsegmentator": conventions.totalsegmentator,
+}

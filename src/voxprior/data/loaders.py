@@ -4,7 +4,7 @@ Which case and which box is counted from (seed, step, sample), so batches are th
 run that goes on at step n reads what it would have read. Regions are uniform in place for pretraining; with labels, a
 share of them is centred on a labelled voxel.
 
-Axes: B samples, Z Y X voxels.
+Axes: B samples, C channels, Z Y X voxels.
 """
 
 import signal
@@ -208,9 +208,9 @@ def _clamped(lo_zyx: tuple[int, ...], shape_zyx: Zyx, size_zyx: Zyx) -> Zyx:
 
 def _stack(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Stacks samples; boxes of different sizes (whole volumes) are padded at the end."""
-    size = tuple(max(sample["box"].shape[axis] for sample in samples) for axis in range(3))
+    size = tuple(max(sample["box"].shape[1 + axis] for sample in samples) for axis in range(3))
     batch = {
-        "region_BCZYX": torch.from_numpy(_padded([sample["box"] for sample in samples], size))[:, None],
+        "region_BCZYX": torch.from_numpy(_padded([sample["box"] for sample in samples], size)),
         "quantum_B": torch.tensor([sample["quantum"] for sample in samples], dtype=torch.float32),
         "spacing_mm_B3": torch.tensor([sample["spacing"] for sample in samples], dtype=torch.float32),
         "valid_lo_B3": torch.tensor([sample["lo"] for sample in samples], dtype=torch.int64),
@@ -222,9 +222,10 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _padded(boxes: list[Any], size: tuple[int, ...]) -> Any:
-    if all(box.shape == size for box in boxes):
+    if all(box.shape[-3:] == size for box in boxes):
         return np.stack(boxes)
-    out = np.zeros((len(boxes), *size), boxes[0].dtype)
+    out = np.zeros((len(boxes), *boxes[0].shape[:-3], *size), boxes[0].dtype)
     for place, box in zip(out, boxes, strict=True):
-        place[: box.shape[0], : box.shape[1], : box.shape[2]] = box
+        z, y, x = box.shape[-3:]
+        place[..., :z, :y, :x] = box
     return out

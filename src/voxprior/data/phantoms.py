@@ -144,3 +144,44 @@ def write_per_class(
                 binary = (labels == value).astype(np.uint8)
                 volume.write_image(volume.from_array(binary, grid), folder / name / "segmentations" / f"{of}.nii.gz")
     return folder
+
+
+def write_series(folder: str | Path, scan: sitk.Image, number: int = 1, patient: str = "", leave_out: int = -1) -> Path:
+    """Writes a scan as a DICOM series, `IM<place>.dcm` in shuffled order, and returns the folder.
+
+    Args:
+        folder: where to; it may hold other series.
+        scan: int16; its z axis becomes the slices.
+        number: SeriesNumber, also the end of the SeriesInstanceUID.
+        patient: PatientID.
+        leave_out: place of a slice that is not written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    column = np.asarray(scan.GetDirection()).reshape(3, 3)
+    for place in range(scan.GetSize()[2]):
+        if place == leave_out:
+            continue
+        plane = scan[:, :, place]
+        position = scan.TransformIndexToPhysicalPoint((0, 0, place))
+        for key, value in {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",  # CT image storage
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{number}.{place + 1}",
+            "0008|0060": "CT",
+            "0010|0020": patient,
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.7",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.8.{number}",
+            "0020|0011": str(number),
+            "0020|0013": str(place + 1),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in position),
+            "0020|0037": "\\".join(f"{value:.6f}" for value in (*column[:, 0], *column[:, 1])),
+            "0028|1052": "0",
+            "0028|1053": "1",
+        }.items():
+            plane.SetMetaData(key, value)
+        # Names in another order than the slices: whoever sorts by name gets a scrambled volume.
+        writer.SetFileName(str(folder / f"IM{(place * 7) % 101:03d}_{number}.dcm"))
+        writer.Execute(plane)
+    return folder

@@ -7,16 +7,16 @@ Axes: Z Y X voxels.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from voxprior.data import cache, resample, volume
+from voxprior.data import cache, channels, resample, volume
 from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
 from voxprior.whole import write_json
@@ -36,6 +36,16 @@ class Recipe:
     low: float
     high: float
     classes: tuple[tuple[int, ...], ...]
+    channels: int = 1
+    # Channels, by number, whose intensities are scaled in their own way: (kind, low, high).
+    own: Mapping[int, tuple[Literal["window", "percentile"], float, float]] = field(default_factory=dict)
+
+    def of(self, channel: int) -> "Recipe":
+        """Gives the recipe with the intensity range of one channel."""
+        if channel not in self.own:
+            return self
+        kind, low, high = self.own[channel]
+        return replace(self, kind=kind, low=low, high=high)
 
 
 def prepare_all(rows: list[dict[str, str]], folder: Path, recipe: Recipe, workers: int) -> Iterator[dict[str, Any]]:
@@ -88,18 +98,18 @@ def _finished(sidecar: Path, source: str, folder: Path) -> dict[str, Any] | None
 
 
 def _make(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:
-    image = volume.read_scan(row["image"], verify=False)
-    raw = volume.Grid.of(image)
-    voxels_ZYX, lps = volume.to_lps(image)
-    del image
-    change = intensity_map(row["image"], voxels_ZYX, recipe)
+    stored: list[Array] = []
+    grids: list[tuple[volume.Grid, volume.Grid]] = []
+    for number, image in enumerate(channels.read_channels(row["image"], recipe.channels, verify=False)):
+        grids.append((volume.Grid.of(image), volume.lps_grid(volume.Grid.of(image))))
+        stored.append(_channel(image, row["image"], recipe.of(number)))
+    # The first channel's geometry rules: intake has checked that all agree.
+    raw, lps = grids[0]
     grid = lps.with_spacing(recipe.spacing_zyx_mm)
-    unit_ZYX = resample.resample_image(voxels_ZYX, lps.spacing_zyx_mm, grid.spacing_zyx_mm, change)
-    del voxels_ZYX
-    np.rint(np.multiply(unit_ZYX, 1 / QUANTUM, out=unit_ZYX), out=unit_ZYX)
     image_file = f"volumes/{row['case']}.b2nd"
-    image_sha256 = cache.write_array(folder / image_file, unit_ZYX.astype(np.int16), recipe.key)
-    del unit_ZYX
+    stored_CZYX = np.stack(stored) if len(stored) > 1 else stored[0][None]
+    image_sha256 = cache.write_array(folder / image_file, stored_CZYX, recipe.key)
+    del stored, stored_CZYX
     label_file, label_sha256, counts = None, None, [0] * len(recipe.classes)
     if row["label"]:
         labels_ZYX = _labels(row["label"], lps, grid, recipe)
@@ -123,6 +133,18 @@ def _make(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:
         "raw": raw.to_json(),
         "grid": grid.to_json(),
     }
+
+
+def _channel(image: Any, path: str, recipe: Recipe) -> Array:
+    """Orients, scales and resamples one channel: int16 (Z, Y, X)."""
+    voxels_ZYX, lps = volume.to_lps(image)
+    del image
+    change = intensity_map(path, voxels_ZYX, recipe)
+    grid = lps.with_spacing(recipe.spacing_zyx_mm)
+    unit_ZYX = resample.resample_image(voxels_ZYX, lps.spacing_zyx_mm, grid.spacing_zyx_mm, change)
+    del voxels_ZYX
+    np.rint(np.multiply(unit_ZYX, 1 / QUANTUM, out=unit_ZYX), out=unit_ZYX)
+    return unit_ZYX.astype(np.int16)
 
 
 def intensity_map(path: str, voxels_ZYX: Array, recipe: Recipe) -> Callable[[Array], Array]:

@@ -98,10 +98,10 @@ class _AsOnAGpu(TorchFunctionMode):
         return value.to(to) if self.bf16 and floating else value
 
 
-def fake_batch(region: Region, samples: int, device: torch.device = META) -> tuple[Batch, Tensor]:
+def fake_batch(region: Region, samples: int, device: torch.device = META, channels: int = 1) -> tuple[Batch, Tensor]:
     """Makes a batch as the loader hands it over, without content on the meta device, and its keys (B,)."""
     batch = {
-        "region_BCZYX": torch.zeros(samples, 1, *region.size_vox, dtype=torch.int16, device=device),
+        "region_BCZYX": torch.zeros(samples, channels, *region.size_vox, dtype=torch.int16, device=device),
         "quantum_B": torch.full((samples,), 1e-3, device=device),
         "spacing_mm_B3": torch.ones(samples, 3, device=device),
         "valid_lo_B3": torch.zeros(samples, 3, dtype=torch.int64, device=device),
@@ -126,7 +126,7 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         precision: fp32 or bf16. Attention is taken to be fused in both.
         recipe: its optimiser holds two numbers per trainable parameter (AdamW) or one (LARS).
     """
-    batch, key_B = fake_batch(region, samples)
+    batch, key_B = fake_batch(region, samples, channels=model.encoder.channels_in)
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     saved: dict[int, int] = {}
     kept = []  # a storage that is let go would give its address to the next one

@@ -180,7 +180,8 @@ class Model(nn.Module):
         self.visible = masking.visible_count(math.prod(self.cells_zyx), config.mask_ratio)
         self.masked = math.prod(self.cells_zyx) - self.visible
         self.student_voxels = math.prod(config.crop_vox)
-        self.student = Painter(encoder, spark.Decoder(encoder.channels, config.decoder_width, config.decoder_norm))
+        decoder = spark.Decoder(encoder.channels, config.decoder_width, config.decoder_norm, encoder.channels_in)
+        self.student = Painter(encoder, decoder)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     @property

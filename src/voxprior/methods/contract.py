@@ -3,7 +3,8 @@
 `methods/<m>.py` offers `TITLE`, `Config`, `region(config, backbone)`, `Model` and `accepts(backbone)`; DESIGN in
 `docs/architecture.md`. `Batch` is a plain dict of tensors:
 
-    region_BCZYX   int16, prepared intensities (float = int16 * quantum, in [0, 1]); padding holds the minimum, 0
+    region_BCZYX   int16, prepared intensities (float = int16 * quantum, in [0, 1]); padding holds the minimum, 0;
+                   C = `encoder.channels_in`
     quantum_B      float32
     spacing_mm_B3  float32, Z Y X
     valid_lo_B3    int64, first real voxel of the region per axis (0 unless padded)

@@ -205,13 +205,13 @@ class Model(nn.Module):
         self.config = config
         self.patch_vox = encoder.unit_vox
         self.whole, self.part = kinds(config, self.patch_vox)
-        values = self.patch_vox**3
+        values = self.patch_vox**3  # of one channel: what counts as a voxel
         self.student_voxels = sum(kind.views * kind.patches * values for kind in (self.whole, self.part))
         dino, sizes = config.consistency == "dino", (config.head_hidden, config.head_width)
         projector = (dino_projector if dino else byol_mlp)(encoder.width, *sizes)
         self.student = Embedder(encoder, projector, Prototypes(config.head_width, config.prototypes) if dino else None)
         shape = config.decoder_width, config.decoder_depth, config.decoder_heads
-        self.decoder = Decoder(*shape, encoder.width, values)
+        self.decoder = Decoder(*shape, encoder.width, values * encoder.channels_in)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         if dino:
             self.centre = Centre(config.prototypes)

@@ -18,7 +18,7 @@ Departures, and why:
   loss is the same; sorting the tokens back and predicting visible ones would be thrown away.
 - Patches that are padding count in no loss.
 
-Axes: B samples, C channels (1), Z Y X voxels, N patches (Z-major), K visible, M masked patches, L tokens from the
+Axes: B samples, C channels, Z Y X voxels, N patches (Z-major), K visible, M masked patches, L tokens from the
 encoder (K, and any that stand before them), V voxels of a patch, D width of the encoder, E width of the decoder.
 
 Dictionary: paper word -> ours. kept / visible -> visible; removed / masked, `mask == 1` -> `masked_BN` True; latent ->
@@ -197,7 +197,11 @@ class Model(nn.Module):
         self.visible = visible_count(z * y * x, config.mask_ratio)
         self.student_voxels = z * y * x * self.patch_vox**3
         self.decoder = Decoder(
-            config.decoder_width, config.decoder_depth, config.decoder_heads, encoder.width, self.patch_vox**3
+            config.decoder_width,
+            config.decoder_depth,
+            config.decoder_heads,
+            encoder.width,
+            self.patch_vox**3 * encoder.channels_in,
         )
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:

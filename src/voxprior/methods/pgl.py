@@ -157,6 +157,7 @@ class Model(byol.Model):
             lambda volume: feature_map(self.encoder, volume, self.stage, filters),
             self.stride,
             alone=isinstance(self.encoder, ViT),
+            channels=cast(Any, self.encoder).channels_in,
         )
 
     def shifts(self) -> list[Tensor | float]:

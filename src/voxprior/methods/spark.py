@@ -143,19 +143,19 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Paints a crop from the visible features of every stride but the first; discarded after pretraining."""
 
-    def __init__(self, channels: tuple[int, ...], width: int, norm: str = "group") -> None:
+    def __init__(self, channels: tuple[int, ...], width: int, norm: str = "group", painted: int = 1) -> None:
         super().__init__()
         levels = len(channels) - 1
         if width % 2**levels:
             raise Refusal(f"decoder_width {width} cannot be halved {levels} times: make it a multiple of {2**levels}")
         self.fills = nn.ModuleList(Fill(c, width // 2**i, deepest=i == 0) for i, c in enumerate(reversed(channels[1:])))
         self.blocks = nn.ModuleList(DecoderBlock(width // 2**i, norm) for i in range(levels))
-        self.head = nn.Conv3d(width // 2**levels, 1, kernel_size=1)
+        self.head = nn.Conv3d(width // 2**levels, painted, kernel_size=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(cast(Tensor, self.head.bias))
 
     def forward(self, features: list[Tensor], visible: list[Visible]) -> Tensor:
-        """Takes features and masks of the encoder's strides, finest first; returns (B, 1, Z, Y, X)."""
+        """Takes features and masks of the encoder's strides, finest first; returns (B, painted, Z, Y, X)."""
         painted_BCZYX: Tensor | float = 0.0
         levels = zip(self.fills, self.blocks, reversed(features[1:]), reversed(visible[1:]), strict=True)
         for fill, block, feature_BCZYX, level in levels:
@@ -185,7 +185,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.decoder = Decoder(encoder.channels, config.decoder_width, config.decoder_norm)
+        self.decoder = Decoder(encoder.channels, config.decoder_width, config.decoder_norm, encoder.channels_in)
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
         self.student_voxels = math.prod(config.crop_vox)
 

@@ -4,6 +4,7 @@ What an encoder offers (both families):
 
     unit_vox                 int: side of a token (ViT) or of a mask unit (CNN), in voxels
     width                    int: channels of the deepest features that are pretrained
+    channels_in              int: channels of the volumes it takes
     state_dict()             what segmentation inherits, all of it
 """
 
@@ -20,6 +21,7 @@ class Backbone:
     name: str
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
+    channels: int = 1  # of the volumes
 
     @property
     def unit_vox(self) -> int:
@@ -41,14 +43,14 @@ class Backbone:
             from voxprior.nets.vit import ViT
 
             a = self.architecture
-            return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"])
+            return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
         from voxprior.nets.residual import ResidualEncoder
 
         a = self.architecture
-        return ResidualEncoder(a["channels"][: a["pretrained_stages"]], a["blocks"])
+        return ResidualEncoder(a["channels"][: a["pretrained_stages"]], a["blocks"], self.channels)
 
     def segmenter(self, classes: int, crop_vox: tuple[int, int, int]) -> nn.Module:
-        """Builds the segmentation network: volume (B, 1, Z, Y, X) -> logits (B, classes, Z, Y, X).
+        """Builds the segmentation network: volume (B, channels, Z, Y, X) -> logits (B, classes, Z, Y, X).
 
         Its `.encoder` takes the pretrained tensors by name. In training mode it returns a list of logits, full
         resolution first, where the decoder has deep supervision; in evaluation mode one tensor.
@@ -58,9 +60,9 @@ class Backbone:
             from voxprior.nets.decoders import Unetr
             from voxprior.nets.vit import ViT
 
-            encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"])
+            encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
             return Unetr(encoder, classes, a["decoder_channels"])
         from voxprior.nets.residual import ResidualEncoder
         from voxprior.nets.unet import UNet
 
-        return UNet(ResidualEncoder(a["channels"], a["blocks"]), classes)
+        return UNet(ResidualEncoder(a["channels"], a["blocks"], self.channels), classes)

@@ -72,7 +72,7 @@ class Merge(nn.Module):
 
 
 class Unetr(nn.Module):
-    """Segments a volume: (B, 1, Z, Y, X) -> logits (B, classes, Z, Y, X), one tensor in training as in evaluation.
+    """Segments a volume: (B, C, Z, Y, X) -> logits (B, classes, Z, Y, X), one tensor in training as in evaluation.
 
     Args:
         encoder: the transformer that pretraining hands over; `.encoder` afterwards.
@@ -92,7 +92,7 @@ class Unetr(nn.Module):
             )
         self.encoder = encoder
         self.after = encoder.tap_blocks(levels - 1)
-        self.shallow = Residual(1, channels)
+        self.shallow = Residual(encoder.channels_in, channels)
         # The earliest tap climbs highest: entry i serves level i + 1.
         self.climbs = nn.ModuleList(
             Climb(encoder.width, channels * 2**level, levels - level) for level in range(1, levels)

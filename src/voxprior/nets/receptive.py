@@ -53,6 +53,7 @@ def axis_offset(
     cells: int = 13,
     across: int = 2,
     probes: int = 2,
+    channels: int = 1,
 ) -> float:
     """Measures d along one axis: the centre of a middle cell's gradient, less the cell's number times S, in voxels.
 
@@ -62,16 +63,17 @@ def axis_offset(
 
     Args:
         network: whose norms are held constant; what `encode` computes with.
-        encode: (1, 1, Z, Y, X) -> (1, z, y, x, C).
+        encode: (1, channels, Z, Y, X) -> (1, z, y, x, C).
         stride: S, voxels per cell.
         axis: 0, 1, 2 for Z, Y, X.
         cells: length of the volumes along the axis, longer than the receptive field.
         across: length along the two others. Convolutions padded with zeros lose weight beside short sides and pools do
             not, so where both lead to a cell, d depends on it a little.
         probes: number of volumes.
+        channels: of a volume.
     """
     device = next(network.parameters()).device
-    shape = [1, *(stride * (cells if other == axis else across) for other in range(3))]
+    shape = [channels, *(stride * (cells if other == axis else across) for other in range(3))]
     other_axes = tuple(other for other in range(3) if other != axis)
     weight_K = torch.zeros(shape[1 + axis], dtype=torch.float64, device=device)
     with torch.enable_grad(), _fixed_statistics(network):
@@ -82,18 +84,19 @@ def axis_offset(
             z, y, x = (size // 2 for size in map_zyxC.shape[:3])
             sign_C = chance.uniform(key_B, "receptive/sign", (map_zyxC.shape[-1],))[0].sub(0.5).sign()
             (gradient,) = torch.autograd.grad((map_zyxC[z, y, x] * sign_C).sum(), volume)
-            weight_K += gradient[0, 0].double().abs().sum(other_axes)
+            weight_K += gradient[0].double().abs().sum((0, *(1 + other for other in other_axes)))
     place_K = torch.arange(len(weight_K), dtype=torch.float64, device=device)
     return float((weight_K * place_K).sum() / weight_K.sum()) - (cells // 2) * stride
 
 
 def receptive_offset(
-    network: nn.Module, encode: Callable[[Tensor], Tensor], stride: int, alone: bool = False
+    network: nn.Module, encode: Callable[[Tensor], Tensor], stride: int, alone: bool = False, channels: int = 1
 ) -> tuple[float, float, float]:
     """Measures d along Z, Y, X in voxels, see `axis_offset`.
 
     `alone`: of volumes of a single cell. Attention reaches every token from every token, by content and with weights
     that differ from place to place; a token stands for what it sees of its own patch.
     """
-    z, y, x = (axis_offset(network, encode, stride, axis, *((1, 1) if alone else ())) for axis in range(3))
+    sizes = {"cells": 1, "across": 1} if alone else {}
+    z, y, x = (axis_offset(network, encode, stride, axis, channels=channels, **sizes) for axis in range(3))
     return z, y, x

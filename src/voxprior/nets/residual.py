@@ -48,21 +48,23 @@ def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.M
 
 
 class ResidualEncoder(nn.Module):
-    """STU-Net's context path for one input channel.
+    """STU-Net's context path.
 
     Attributes:
         channels: channels per stage.
+        channels_in: channels of a volume.
         unit_vox: total stride; the side of a mask unit.
         width: channels of the deepest stage.
     """
 
-    def __init__(self, channels: Sequence[int], blocks: int) -> None:
+    def __init__(self, channels: Sequence[int], blocks: int, channels_in: int = 1) -> None:
         super().__init__()
         self.channels = tuple(channels)
+        self.channels_in = channels_in
         self.blocks = blocks
         self.unit_vox = 2 ** (len(self.channels) - 1)
         self.width = self.channels[-1]
-        before = (1, *self.channels[:-1])
+        before = (channels_in, *self.channels[:-1])
         self.conv_blocks_context = nn.ModuleList(
             stage(c_in, c_out, blocks, stride=1 if i == 0 else 2)
             for i, (c_in, c_out) in enumerate(zip(before, self.channels, strict=True))
@@ -72,7 +74,7 @@ class ResidualEncoder(nn.Module):
         """Returns the features of every stage, full resolution first.
 
         Args:
-            volume_BCZYX: (B, 1, Z, Y, X). Sides that are no multiple of the total stride are rounded up.
+            volume_BCZYX: (B, channels_in, Z, Y, X). Sides that are no multiple of the total stride are rounded up.
             visible: one mask per stage, or None: everything is visible.
 
         Raises:

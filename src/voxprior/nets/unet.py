@@ -33,7 +33,7 @@ class Rise(nn.Module):
 
 
 class UNet(nn.Module):
-    """Segments: volume (B, 1, Z, Y, X) to logits (B, classes, Z, Y, X).
+    """Segments: volume (B, C, Z, Y, X) to logits (B, classes, Z, Y, X).
 
     In training mode it returns the logits of every decoder resolution, full resolution first (deep supervision); in
     evaluation mode those of full resolution alone. Any crop size is taken; the stride's multiples are exact halves.

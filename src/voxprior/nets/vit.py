@@ -4,7 +4,7 @@ Raw patches are gathered first and embedded afterwards, so a masked patch costs 
 NaN, can reach a token or a weight's gradient. There is no class token and no learnt position: the state_dict is exactly
 what segmentation inherits.
 
-Axes: B samples, C channels (1), Z Y X voxels, z y x tokens along each axis, N all tokens (Z-major), K shown tokens,
+Axes: B samples, C channels, Z Y X voxels, z y x tokens along each axis, N all tokens (Z-major), K shown tokens,
 T extra tokens, V voxels of a patch, D width, H heads.
 
 Source: Dosovitskiy et al., "An image is worth 16x16 words", 2021; He et al. 2022 (MAE) for the visible-only encoder;
@@ -64,17 +64,21 @@ class ViT(nn.Module):
         depth: number of blocks.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over `width`.
+        channels_in: channels of a volume.
 
     Raises:
         Refusal: `width` is not a multiple of 6 or of `heads`.
     """
 
-    def __init__(self, patch_vox: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, patch_vox: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, channels_in: int = 1
+    ) -> None:
         super().__init__()
         check_width(width, "a transformer width")
         self.unit_vox = patch_vox
         self.width = width
-        self.embed = nn.Linear(patch_vox**3, width)  # equals a convolution with kernel = stride = patch
+        self.channels_in = channels_in
+        self.embed = nn.Linear(patch_vox**3 * channels_in, width)  # equals a convolution with kernel = stride = patch
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.apply(start_weights)
@@ -127,7 +131,7 @@ class ViT(nn.Module):
         """Encodes a whole volume and returns maps (B, D, z, y, x): after the given blocks, and the normalised last.
 
         Args:
-            volume_BCZYX: one channel; sides are multiples of the patch.
+            volume_BCZYX: sides are multiples of the patch.
             after: block numbers, 1 = the first; default `tap_blocks()`.
 
         Raises:

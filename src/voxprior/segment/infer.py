@@ -5,7 +5,7 @@ window grid. But logits of the whole volume never exist: windows come in Z order
 a slice, its labels are taken and its place in a ring of `window_z` slices is used again. Memory is
 classes * window_z * Y * X floats. Weights need not be divided out: they are the same for every class.
 
-Axes: C classes (0 is background), Z Y X voxels.
+Axes: C classes (0 is background), of volumes and windows channels; Z Y X voxels.
 """
 
 from collections.abc import Callable, Iterator
@@ -103,30 +103,30 @@ class _Ring:
         return torch.cat(labels)
 
 
-def _padded(volume_ZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, ...]]:
+def _padded(volume_CZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, ...]]:
     """Pads sides that are smaller than the window with 0, evenly: (volume, where the real one lies in it)."""
-    short = [max(window - side, 0) for window, side in zip(window_zyx, volume_ZYX.shape, strict=True)]
-    inside = tuple(slice(n // 2, n // 2 + side) for n, side in zip(short, volume_ZYX.shape, strict=True))
+    short = [max(window - side, 0) for window, side in zip(window_zyx, volume_CZYX.shape[1:], strict=True)]
+    inside = tuple(slice(n // 2, n // 2 + side) for n, side in zip(short, volume_CZYX.shape[1:], strict=True))
     if any(short):
-        volume_ZYX = F.pad(volume_ZYX, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
-    return volume_ZYX, inside
+        volume_CZYX = F.pad(volume_CZYX, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
+    return volume_CZYX, inside
 
 
-def _call(network: Callable[[Tensor], Tensor], windows_B1ZYX: Tensor) -> Tensor:
+def _call(network: Callable[[Tensor], Tensor], windows_BCZYX: Tensor) -> Tensor:
     """Calls the network, on the CPU never with one window.
 
     torch sends a single small 3-D sample to its own convolution and two or more to oneDNN, which is so much faster
     (4 to 10 times at 8 to 16 channels and 32^3 voxels, one thread) that computing the window twice costs less.
     """
-    if windows_B1ZYX.shape[0] == 1 and not windows_B1ZYX.is_cuda:
-        return network(windows_B1ZYX.expand(2, -1, -1, -1, -1))[:1]
-    return network(windows_B1ZYX)
+    if windows_BCZYX.shape[0] == 1 and not windows_BCZYX.is_cuda:
+        return network(windows_BCZYX.expand(2, -1, -1, -1, -1))[:1]
+    return network(windows_BCZYX)
 
 
 @torch.inference_mode()
 def segment_volume(
     network: Callable[[Tensor], Tensor],
-    volume_ZYX: np.ndarray,
+    volume: np.ndarray,
     quantum: float,
     window_zyx: Zyx,
     overlap: float = 0.5,
@@ -137,9 +137,9 @@ def segment_volume(
     """Segments one volume.
 
     Args:
-        network: (B, 1, *window) float32 -> logits (B, C, *window), on `device`, in evaluation mode.
-        volume_ZYX: prepared intensities, int16 or float. Sides smaller than the window are padded with 0, evenly, and
-            cut off again.
+        network: (B, channels, *window) float32 -> logits (B, classes, *window), on `device`, in evaluation mode.
+        volume: prepared intensities, int16 or float, (channels, Z, Y, X) or (Z, Y, X). Sides smaller than the window
+            are padded with 0, evenly, and cut off again.
         quantum: intensity = volume * quantum, multiplied window by window.
         window_zyx: the network's crop in voxels.
         overlap: share of a window that the next one covers, in [0, 1).
@@ -154,23 +154,25 @@ def segment_volume(
         Refusal: the network's output is not finite.
     """
     device = device or torch.device("cpu")
-    volume, inside = _padded(torch.from_numpy(np.ascontiguousarray(volume_ZYX)), window_zyx)
+    given = torch.from_numpy(np.ascontiguousarray(volume))
+    volume_CZYX, inside = _padded(given if given.ndim == 4 else given[None], window_zyx)
+    sides = tuple(volume_CZYX.shape[1:])
     starts_z, starts_y, starts_x = (
-        window_starts(side, window, overlap) for side, window in zip(volume.shape, window_zyx, strict=True)
+        window_starts(side, window, overlap) for side, window in zip(sides, window_zyx, strict=True)
     )
     dz, dy, dx = window_zyx
     weights = gaussian_weights(window_zyx).to(device)
-    labels = torch.empty(volume.shape, dtype=torch.uint8)
+    labels = torch.empty(sides, dtype=torch.uint8)
     ring = None
     with precision or nullcontext():
-        for z, stop in zip(starts_z, [*starts_z[1:], volume.shape[0]], strict=True):
+        for z, stop in zip(starts_z, [*starts_z[1:], sides[0]], strict=True):
             corners = [(z, y, x) for y in starts_y for x in starts_x]
             for first in range(0, len(corners), batch):
                 some = corners[first : first + batch]
-                windows = [volume[z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
-                logits_BCZYX = _call(network, torch.stack(windows)[:, None].to(device).float() * quantum)
+                windows = [volume_CZYX[:, z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
+                logits_BCZYX = _call(network, torch.stack(windows).to(device).float() * quantum)
                 if ring is None:
-                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (volume.shape[1], volume.shape[2]), device)
+                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (sides[1], sides[2]), device)
                 for lo, logits in zip(some, logits_BCZYX, strict=True):
                     ring.add(lo, logits, weights)
                 del logits, logits_BCZYX  # or they would lie beside the next ones
