@@ -204,3 +204,31 @@ def uniform(start, out_N):  # type: ignore[no-untyped-def]
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
         out_N[position] = np.float32(np.int64(x >> np.uint64(40))) * np.float32(2.0**-24)
+
+
+# ------------------------------------------------------------------------------------------------- counting
+@compiled("void(u1[::1], i8[::1])")
+def count_labels(labels_N, count_K):  # type: ignore[no-untyped-def]
+    """Counts the voxels of each label, in place: NumPy's bincount would first turn the map into 64-bit integers."""
+    for n in range(labels_N.shape[0]):
+        count_K[labels_N[n]] += 1
+
+
+@compiled("void(u1[::1], i8[:, ::1], i8[::1], i8[:, ::1])")
+def find_labels(labels_N, wanted_KP, picks_K, found_KP):  # type: ignore[no-untyped-def]
+    """Finds voxels of all labels in one pass: `found[k, p]` is where label k stands for the `wanted[k, p]`-th time.
+
+    Args:
+        labels_N: the map.
+        wanted_KP: counted from 0, ascending in each row.
+        picks_K: how many of each row are wanted.
+        found_KP: the result.
+    """
+    seen_K, next_K = np.zeros_like(picks_K), np.zeros_like(picks_K)
+    for n in range(labels_N.shape[0]):
+        label = labels_N[n]
+        if next_K[label] < picks_K[label]:
+            if wanted_KP[label, next_K[label]] == seen_K[label]:
+                found_KP[label, next_K[label]] = n
+                next_K[label] += 1
+            seen_K[label] += 1
