@@ -1,9 +1,9 @@
 """The volume cache: prepared arrays in chunks, read box by box.
 
 One `.b2nd` (Blosc2) file per scan and one per label map; layout in `docs/formats.md`, "index". A random crop reads
-only the blocks that it touches. Blosc2 has no checksum, so the index holds each file's SHA-256. Opening a file checks it
-once per process, unless the file has the size and the time of change that it had when prepare wrote it: then it is not
-read through.
+only the blocks that it touches. Blosc2 has no checksum, so the index holds each file's SHA-256. Opening a file checks
+it once per process, unless the file has the size and the time of change that it had when prepare wrote it: then it is
+not read through.
 
 Axes: Z Y X voxels.
 """

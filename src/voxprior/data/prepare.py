@@ -1,8 +1,8 @@
 """Prepare: orient, scale, resample and cache one case.
 
 Order: orient to LPS (`volume`), map intensities to [0, 1] slice by slice, resample, store as int16. Clipping comes
-before resampling, so that metal and the padding of round scanners do not bleed into their neighbours. Work goes slice by
-slice: a case takes the memory of its scan, once more while it is read, and of its int16 result.
+before resampling, so that metal and the padding of round scanners do not bleed into their neighbours. Work goes slice
+by slice: a case takes the memory of its scan, once more while it is read, and of its int16 result.
 
 Axes: Z Y X voxels.
 """

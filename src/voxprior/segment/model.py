@@ -21,6 +21,7 @@ from voxprior.maths.batch import Batch, Term, volume_from
 from voxprior.maths.boxes import Region
 
 SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither map costs nothing
+SPATIAL = augment.Spatial(turn_degrees=15.0, scale_by=1.2)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Config:
 
     crop_vox: tuple[int, int, int]
     flip_zyx: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    spatial: augment.Spatial = augment.Spatial(turn_degrees=15.0, scale_by=1.2)
+    spatial: augment.Spatial = SPATIAL
     blur: float = 0.1
     blur_sigma_vox: tuple[float, float] = (0.5, 1.0)
     brightness: float = 0.15
