@@ -19,6 +19,8 @@ def rows_of(folder, count):
             "image": str(folder / f"images/phantom_{i:03d}.nii.gz"),
             "label": str(folder / f"labels/phantom_{i:03d}.nii.gz") if i < 2 else "",
             "content_sha256": str(i),
+            "shape_zyx": "36 40 44",
+            "spacing_zyx_mm": "3.0 2.0 2.0",
         }
         for i in range(count)
     ]

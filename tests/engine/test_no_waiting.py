@@ -129,7 +129,9 @@ def test_augmentation_of_fine_tuning_waits_for_nothing():
     volume, labels = torch.ones(2, 1, 8, 8, 8, device=META), torch.ones(2, 8, 8, 8, dtype=torch.uint8, device=META)
     key_B, spacing_mm_B3 = torch.arange(2, device=META), torch.ones(2, 3, device=META)
     with Made(), Copied():
-        volume, labels = augment.affine(volume, labels, key_B, spacing_mm_B3, 0.5, 10.0, 1.2)
-        volume = augment.gamma(augment.contrast(volume, key_B, 0.5, 0.2, 0.1), key_B, 0.5, 0.3)
+        volume, labels = augment.spatial(volume, labels, key_B, spacing_mm_B3, augment.Spatial(elastic=0.5))
+        volume = augment.gamma(augment.contrast(volume, key_B, 0.5, 0.2, 0.1), key_B, 0.5, 0.3, inverted=True)
+        volume = augment.low_resolution(augment.blur(volume, key_B, 0.5, (0.5, 1.0)), key_B, 0.5, 2.0)
+        volume = augment.brightness(volume, key_B, 0.5, 0.25)
         volume = augment.noise(volume, key_B, 1.0, 1.0)
     assert volume.shape == (2, 1, 8, 8, 8)

@@ -65,7 +65,8 @@ def test_gpu_rooms_import_with_torch_numpy_einops_pydantic_alone():
     """GPU machines may have nothing else."""
     code = (
         "import sys\n"
-        "for name in ['monai','SimpleITK','pandas','mlflow','scipy','blosc2','matplotlib','yaml','tqdm','requests']:\n"
+        "for name in ['monai','SimpleITK','pandas','mlflow','scipy','blosc2','matplotlib','yaml','tqdm','requests',"
+        "'numba']:\n"
         "    sys.modules[name] = None\n"
         "import importlib, pkgutil, voxprior.methods, voxprior.nets, voxprior.engine\n"
         "for room in (voxprior.nets, voxprior.methods, voxprior.engine):\n"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from voxprior.maths import chance
+from voxprior.maths import augment, chance
 from voxprior.maths.boxes import Region
 from voxprior.segment import model as segment
 
@@ -134,11 +134,13 @@ def test_shrunk_labels_are_labels():
 def test_views_keep_labels_whole_and_hide_padding():
     samples = batch(8)
     samples["valid_hi_B3"][:, 2] = 9
-    model = segment.Model(segment.Config(CROP, affine=1.0), Net())
+    model = segment.Model(segment.Config(CROP, spatial=augment.Spatial(turn=1.0)), Net())
     views = model.views(samples, chance.keys(0, 0, torch.arange(8)))
     assert views.labels_BZYX.dtype == torch.uint8
     assert set(views.labels_BZYX.unique().tolist()) <= {0, 1, 2, 255}
-    still = segment.Model(segment.Config(CROP, affine=0.0), Net()).views(samples, chance.keys(0, 0, torch.arange(8)))
+    still = segment.Model(segment.Config(CROP, spatial=augment.Spatial(turn=0.0, scale=0.0)), Net()).views(
+        samples, chance.keys(0, 0, torch.arange(8))
+    )
     assert (still.labels_BZYX[..., 9:] == 255).all()
     assert torch.equal(still.labels_BZYX[..., :9], samples["labels_BZYX"][..., :9])
     assert torch.isfinite(views.volume_BCZYX).all()
@@ -151,7 +153,9 @@ def test_image_and_labels_move_together():
     labels = torch.zeros(8, *CROP, dtype=torch.uint8)
     labels[:, 2:5, 2:6, 3:9] = 1
     samples["labels_BZYX"], samples["region_BCZYX"] = labels, labels[:, None].to(torch.int16) * 1000
-    config = segment.Config(CROP, flip_zyx=(0.5, 0.5, 0.5), affine=1.0, contrast=0.0, gamma=0.0, noise=0.0)
+    turning = augment.Spatial(turn=1.0, turn_degrees=15.0, scale=1.0, scale_by=1.2, elastic=0.5)
+    off = dict.fromkeys(("contrast", "gamma", "gamma_inverted", "noise", "blur", "brightness", "low_resolution"), 0.0)
+    config = segment.Config(CROP, flip_zyx=(0.5, 0.5, 0.5), spatial=turning, **off)
     views = segment.Model(config, Net()).views(samples, chance.keys(1, 0, torch.arange(8)))
     shown, known = views.volume_BCZYX[:, 0] > 0.5, views.labels_BZYX != 255
     assert ((shown == (views.labels_BZYX == 1)) | ~known).float().mean() > 0.97

@@ -60,11 +60,16 @@ def _stream_number(stream: str) -> int:
     return zlib.crc32(stream.encode())
 
 
-def bits(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Draws 64 random bits per element: (B, *shape) int64. Streams with different names are independent."""
+def start(key_B: Tensor, stream: str) -> Tensor:
+    """Makes the number from which a stream counts: (B,) int64; its element n is `mix(start + n * golden ratio)`."""
     # Filled on the device: torch.tensor would copy from the host and wait for the copy.
     name = torch.full((), _stream_number(stream), dtype=torch.int64, device=key_B.device)
-    start_B = mix(key_B ^ mix(name))
+    return mix(key_B ^ mix(name))
+
+
+def bits(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Draws 64 random bits per element: (B, *shape) int64. Streams with different names are independent."""
+    start_B = start(key_B, stream)
     count = math.prod(shape)
     position = torch.arange(count, dtype=torch.int64, device=key_B.device)
     drawn_BN = mix(start_B[:, None] + position[None, :] * _signed(_GOLDEN))

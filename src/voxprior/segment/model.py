@@ -21,24 +21,31 @@ from voxprior.maths.batch import Batch, Term, volume_from
 from voxprior.maths.boxes import Region
 
 SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither map costs nothing
+SPATIAL = augment.Spatial(turn_degrees=15.0, scale_by=1.2)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Crop and augmentation. Each probability is per sample.
+    """Crop and augmentation: nnU-Net's effects. Each probability is per sample.
 
-    The rotation happens inside the crop: what turns in from beyond its edge is 0 in the image and unlabelled.
+    The rotation happens inside the crop, where nnU-Net cuts it from a larger one: what turns in from beyond its edge is
+    0 in the image and unlabelled, so angles and scales are half of nnU-Net's.
     """
 
     crop_vox: tuple[int, int, int]
     flip_zyx: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    affine: float = 0.3
-    turn_degrees: float = 15.0
-    scale: float = 1.2
+    spatial: augment.Spatial = SPATIAL
+    blur: float = 0.1
+    blur_sigma_vox: tuple[float, float] = (0.5, 1.0)
+    brightness: float = 0.15
+    brightness_change: float = 0.25
+    low_resolution: float = 0.125
+    coarsest: float = 2.0
     contrast: float = 0.3
     slope: float = 0.25
     shift: float = 0.1
     gamma: float = 0.3
+    gamma_inverted: float = 0.1
     gamma_strength: float = 0.4
     noise: float = 0.15
     noise_deviation: float = 0.05
@@ -94,12 +101,14 @@ class Model(nn.Module):
         labels = batch["labels_BZYX"].masked_fill(~real_voxels(batch), UNKNOWN)
         flipped_B3 = augment.draw_flips(key_B, "augment/flip", c.flip_zyx)
         volume, labels = augment.flip(volume_from(batch), flipped_B3), augment.flip(labels, flipped_B3)
-        volume, labels = augment.affine(
-            volume, labels, key_B, batch["spacing_mm_B3"], c.affine, c.turn_degrees, c.scale
-        )
+        volume, labels = augment.spatial(volume, labels, key_B, batch["spacing_mm_B3"], c.spatial)
+        volume = augment.noise(volume, key_B, c.noise, c.noise_deviation)
+        volume = augment.blur(volume, key_B, c.blur, c.blur_sigma_vox)
+        volume = augment.brightness(volume, key_B, c.brightness, c.brightness_change)
         volume = augment.contrast(volume, key_B, c.contrast, c.slope, c.shift)
-        volume = augment.gamma(volume, key_B, c.gamma, c.gamma_strength)
-        return Views(augment.noise(volume, key_B, c.noise, c.noise_deviation), labels)
+        volume = augment.low_resolution(volume, key_B, c.low_resolution, c.coarsest)
+        volume = augment.gamma(volume, key_B, c.gamma_inverted, c.gamma_strength, inverted=True)
+        return Views(augment.gamma(volume, key_B, c.gamma, c.gamma_strength), labels)
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
         """Returns `dice` and `ce`, and for coarser levels of deep supervision `dice_1`, `ce_1` and so on."""
