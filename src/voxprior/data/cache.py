@@ -50,7 +50,7 @@ def write_array(path: Path, array: Array, key: str, places: dict[int, Array] | N
             urlpath=os.fspath(part),
             mode="w",
             chunks=chunks,
-            blocks=tuple(min(BLOCK_VOX[array_ZYX.dtype.name], n) for n in chunks),
+            blocks=tuple(min(BLOCK_VOX[array.dtype.name], n) for n in chunks),
             # The quickest to unpack of what was measured, and packed twice as fast as a crop of it is augmented.
             cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
             meta={"voxprior": {"format": FORMAT, "key": key}},

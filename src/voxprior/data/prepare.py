@@ -78,7 +78,7 @@ def need_bytes(row: dict[str, str], recipe: Recipe) -> int:
     shape = [int(n) for n in row["shape_zyx"].split()]
     spacing = [float(s) for s in row["spacing_zyx_mm"].split()]
     grown = math.prod(max(1.0, old / new) for old, new in zip(spacing, recipe.spacing_zyx_mm, strict=True))
-    return FIXED_BYTES + math.prod(shape) * 8 + int(math.prod(shape) * 3 * grown)
+    return FIXED_BYTES + math.prod(shape) * 8 + int(math.prod(shape) * (1 + 2 * recipe.channels) * grown)
 
 
 def fitting(workers: int, need: int, free: int | None) -> int:
