@@ -15,10 +15,14 @@ from typing import Any
 from voxprior.errors import Refusal
 
 
-def no_room(path: Path, need_bytes: int) -> Refusal:
+class NoRoom(Refusal):
+    """Says that the disk is full."""
+
+
+def no_room(path: Path, need_bytes: int) -> NoRoom:
     """Makes the refusal for a full disk: path, need, free."""
     free = shutil.disk_usage(path.parent).free
-    return Refusal(
+    return NoRoom(
         f"{path} does not fit on the disk, it needs {need_bytes:,} bytes or more and {free:,} are free: "
         "make room and run the same command again"
     )

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from voxprior.configuration import Accepted, Part, Source
-from voxprior.data import phantoms, places, sources, unpack
+from voxprior.data import phantoms, places, sources, transfer, unpack
 from voxprior.errors import Refusal
 
 
@@ -182,7 +182,7 @@ def test_places_are_tried_in_order_until_one_has_the_right_file(site, archive, m
     wanted = source(archive, urls=[f"{site.url}/a/Task99.tar", f"{site.url}/b/Task99.tar"])
     assert fetch(wanted, manifest, f"{site.url}/m")["archives"][0]["from"].endswith("/b/Task99.tar")
     assert [path for path, *_ in site.asked] == ["/m/Task99.tar", "/a/Task99.tar", "/b/Task99.tar"]
-    assert capsys.readouterr().err.count("Task99.tar: ") == 2
+    assert capsys.readouterr().err.count("; now the next place is asked") == 2
 
 
 def test_when_no_place_has_it_all_are_named(site, archive, manifest):
@@ -192,6 +192,16 @@ def test_when_no_place_has_it_all_are_named(site, archive, manifest):
     ) as no:
         fetch(source(archive, urls=[f"{site.url}/a", f"{site.url}/b"]), manifest)
     assert "\n" not in str(no.value) and nothing_is_left(manifest)
+
+
+def test_a_full_disk_ends_the_search(site, archive, manifest, monkeypatch):
+    site.files = {"/a": archive.read_bytes(), "/b": archive.read_bytes()}
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(
+        Refusal, match=r"does not fit on the disk, it needs [\d,]+ bytes or more and 1,000 are free: make"
+    ):
+        fetch(source(archive, urls=[f"{site.url}/a", f"{site.url}/b"]), manifest)
+    assert [path for path, *_ in site.asked] == ["/a"] and not (manifest.parent / "files").exists()
 
 
 def test_a_source_without_any_place_says_so(archive, manifest, tmp_path):
@@ -235,6 +245,9 @@ def test_an_unknown_hash_is_trusted_once_and_checked_from_then_on(site, archive,
         "bytes": archive.stat().st_size,
         "from": f"{site.url}/Task99.tar",
     }
+    moved = record.rename(record.with_name("elsewhere"))
+    fetch(wanted, manifest)
+    moved.rename(record)
     fetch(wanted, manifest)
     assert len(site.asked) == 1
     for path in sorted(manifest.parent.rglob("*"), reverse=True):  # as a user would, to make room

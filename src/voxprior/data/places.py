@@ -14,6 +14,7 @@ from voxprior.data.manifest import listed
 from voxprior.data.parts import Part, Source
 from voxprior.data.trust import Arrived, Record
 from voxprior.errors import Refusal
+from voxprior.whole import NoRoom
 
 UNFINISHED = ("*.part", "*.crdownload", "*.download", "*.partial", "*.tmp")  # as browsers call them
 
@@ -46,13 +47,18 @@ def get(job: Job, part: Part) -> Arrived:
         Refusal: no place has it; with the reason of each.
     """
     reasons: list[str] = []
+    told = 0
     for look in _places(job, part):
+        for reason in reasons[told:]:  # not the last one: that is what the refusal says
+            print(f"{part.file}: {reason}; now the next place is asked", file=sys.stderr, flush=True)
+        told = len(reasons)
         try:
             if (came := look()) is not None:
                 return came
+        except NoRoom:
+            raise  # no other place mends it
         except Refusal as refusal:
             reasons.append(str(refusal))
-            print(f"{part.file}: {refusal}", file=sys.stderr)
     if not reasons:
         raise Refusal(f"dataset '{job.dataset}' has no URL for {part.file}: name a mirror that has it")
     if len(reasons) == 1:

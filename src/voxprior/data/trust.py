@@ -80,7 +80,7 @@ def has_come(part: Part, sha256: str, record: Record) -> bool:
     if any(accepted.sha256 == sha256 for accepted in part.accepts):
         return True
     unsure = not part.accepts or any(accepted.sha256 is None for accepted in part.accepts)
-    return unsure and record.sha256.get(part.file) == sha256
+    return unsure and record.sha256.get(part.file, sha256) == sha256
 
 
 def lengths_of(part: Part) -> set[int]:
@@ -139,7 +139,8 @@ def _check_beginning(path: Path, origin: str, part: Part, remedy: str) -> None:
     wanted, called = next((begin for ending, begin in BEGINS.items() if part.file.lower().endswith(ending)), (b"", ""))
     with open(path, "rb") as file:
         first = file.read(512)
-    if first.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
+    is_page = first.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<error"))
+    if is_page and not part.file.lower().endswith((".html", ".htm", ".xml")):
         raise Refusal(f"{path} from {origin} is a web page, not {called or 'the file'}: {remedy}")
     if not first.startswith(wanted):
         raise Refusal(f"{path} from {origin} is {'not ' + called if first else 'empty'}: {remedy}")
