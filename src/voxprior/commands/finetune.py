@@ -44,9 +44,8 @@ def run(
 
     def batches(start: int) -> Any:
         return regions(
-            index, cases, segment.region(config), seed=card.seed, batch_size=card.batch_size, steps=card.steps,
-            start_step=start, workers=workers, cores=threads, pin=where.type == "cuda", labels=True,
-            foreground=card.foreground,
+            index, cases, segment.region(config), seed=card.seed, batch_size=card.batch_size, steps=card.steps, labels=True,
+            start_step=start, workers=workers, cores=threads, pin=workers == "auto", foreground=card.foreground,
         )  # fmt: skip
 
     plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, f"finetune {card.init}")
