@@ -1,5 +1,6 @@
 import json
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -117,3 +118,13 @@ def test_percentiles_are_the_scans_own(tmp_path):
     voxels[0, 0, 0] = 9
     with pytest.raises(Refusal, match="intensity 5 at both percentiles"):
         prepare.intensity_map("scan", voxels, recipe)
+
+
+def test_files_do_not_depend_on_the_number_of_cores(tmp_path):
+    array = phantoms.make(0)[0]
+    before = blosc2.set_nthreads(1)
+    one = cache.write_array(tmp_path / "a.b2nd", array, "k")
+    blosc2.set_nthreads(3)
+    three = cache.write_array(tmp_path / "a.b2nd", array, "k")
+    blosc2.set_nthreads(before)
+    assert one == three

@@ -91,6 +91,23 @@ def test_the_number_of_workers_changes_nothing(index):
     assert same(read(index), read(index, workers=2))
 
 
+@pytest.mark.parametrize(
+    ("reading", "using", "cores", "expected"),
+    [(1.0, 1.0, 1, 0), (1.0, 1.0, 2, 1), (0.001, 1.0, 16, 0), (0.3, 1.0, 16, 1), (2.0, 1.0, 16, 3), (9.0, 0.0, 8, 7)],
+)
+def test_workers_follow_cores_and_need(reading, using, cores, expected):
+    assert loaders.workers_for(reading, using, cores) == expected
+
+
+def test_workers_chosen_on_the_way_change_no_batch(index, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loaders, "workers_for", lambda *times: asked.append(times) or 0)
+    assert same(read(index, steps=12), read(index, steps=12, workers="auto", cores=4))
+    assert len(asked) == 1 and asked[0][2] == 4 and min(asked[0][:2]) > 0
+    assert same(read(index, steps=3), read(index, steps=3, workers="auto"))
+    assert len(asked) == 1
+
+
 def test_a_resumed_run_reads_the_tail(index):
     assert same(read(index)[4:], read(index, start_step=4))
 

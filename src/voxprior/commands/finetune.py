@@ -39,13 +39,13 @@ def run(
     cases = _budget(splits, card.fold, card.budget)
     network, report = _build(card, card_path, encoder)
     config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
-    model = segment.Model(config, network)
-    workers = max(threads - 1, 0) if where.type == "cuda" else 0
+    model, region = segment.Model(config, network), segment.region(config)
+    cuda = where.type == "cuda"
 
     def batches(start: int) -> Any:
         return regions(
-            index, cases, segment.region(config), seed=card.seed, batch_size=card.batch_size, steps=card.steps,
-            start_step=start, workers=workers, pin=where.type == "cuda", labels=True, foreground=card.foreground,
+            index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
+            workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
         )  # fmt: skip
 
     plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, f"finetune {card.init}")

@@ -45,13 +45,14 @@ def run(
     _check_sizes(card, index, pool)
     recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
     steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
-    workers = max(threads - 1, 0) if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
+    workers: Any = "auto" if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
 
     def batches(start: int, size: int = size, steps: int = steps) -> Any:
         seed, pin = card.pretrain.seed, where.type == "cuda"
         return regions(
-            index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers, pin=pin
-        )
+            index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers,
+            cores=threads, pin=pin,
+        )  # fmt: skip
 
     plan = Plan(
         steps, recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",

@@ -53,6 +53,7 @@ def write_array(path: Path, array: Array, key: str, places: dict[int, Array] | N
             blocks=tuple(min(BLOCK_VOX[array.dtype.name], n) for n in chunks),
             # The quickest to unpack of what was measured, and packed twice as fast as a crop of it is augmented.
             cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
+            dparams={"nthreads": 1},  # stands in the file: without it, its hash would depend on the machine's cores
             meta={"voxprior": {"format": FORMAT, "key": key}},
         )
         for number, voxels in (places or {}).items():

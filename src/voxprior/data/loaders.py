@@ -7,12 +7,15 @@ share of them is centred on a labelled voxel.
 Axes: B samples, C channels, Z Y X voxels.
 """
 
+import math
 import signal
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from voxprior.maths import chance
 from voxprior.maths.boxes import Region
 
 Zyx = tuple[int, int, int]
+PROBED = 8  # steps by which the number of workers is chosen; the median leaves out the first, which opens files
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Regions:
         seed, batch_size, steps, start_step: `batch_size` counts all ranks.
         labels: read labels too.
         foreground: share of samples centred on a voxel of a class drawn evenly among those in the case.
-        workers: reading processes; 0 reads in this one.
+        workers: reading processes; 0 reads in this one; "auto" takes as many as the first steps show to be needed.
+        cores: what "auto" may use, this process's own included.
         rank, world_size: this process takes samples rank, rank + world_size, ... of each batch.
         pin: put batches into page-locked memory, for copies to a GPU.
 
@@ -59,7 +64,8 @@ class Regions:
     start_step: int = 0
     labels: bool = False
     foreground: float = 0.0
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
+    cores: int = 1
     rank: int = 0
     world_size: int = 1
     pin: bool = False
@@ -84,17 +90,50 @@ class Regions:
         return self.steps - self.start_step
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-        loader = DataLoader(
-            _Steps(self),
-            batch_size=None,
-            shuffle=False,
-            num_workers=self.workers,
-            # Spawn: a forked worker would inherit Blosc2's and torch's thread pools without their threads.
-            multiprocessing_context="spawn" if self.workers else None,
-            worker_init_fn=_ignore_signals if self.workers else None,
-            pin_memory=self.pin,
-        )
-        yield from loader
+        if self.workers != "auto":
+            yield from _stream(self, self.workers)
+            return
+        # Batches do not depend on who reads them, so the first ones are read here and timed.
+        seen = min(self.start_step + PROBED, self.steps)
+        reading_s, using_s = [], []
+        began = time.perf_counter()
+        for batch in _stream(replace(self, steps=seen), 0):
+            reading_s.append(time.perf_counter() - began)
+            yield batch
+            began += reading_s[-1]
+            using_s.append(time.perf_counter() - began)
+            began = time.perf_counter()
+        if seen < self.steps:
+            rest = replace(self, start_step=seen)
+            yield from _stream(rest, workers_for(median(reading_s), median(using_s), self.cores))
+
+
+def workers_for(reading_s: float, using_s: float, cores: int) -> int:
+    """Says how many processes must read so that nobody waits for batches: a fifth more than the times ask for.
+
+    None where a single core is free, which the reader would share, and none where reading is a hundredth of the work.
+
+    Args:
+        reading_s: seconds to read a batch.
+        using_s: seconds that a training step takes with it.
+        cores: processor cores, that of the training included.
+    """
+    if cores < 2 or reading_s < 0.01 * using_s:
+        return 0
+    return min(cores - 1, math.ceil(1.2 * reading_s / max(using_s, 1e-6)))
+
+
+def _stream(plan: Regions, workers: int) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+    yield from DataLoader(
+        _Steps(plan),
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        # Spawn: a forked worker would inherit Blosc2's and torch's thread pools without their threads.
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_ignore_signals if workers else None,
+        pin_memory=plan.pin,
+    )
 
 
 def _ignore_signals(worker: int) -> None:
