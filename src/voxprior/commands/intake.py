@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from typing import Any
 def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     """Looks at every case and writes the table of usable cases and the table of those set aside.
 
-    Labels in a file per class are merged into `labels/<case>.nii.gz` beside the table of usable cases.
+    Beside the table of usable cases lie `quarantine/<case>.png`, a picture of each case set aside whose voxels can be
+    read, and, where labels come in a file per class, `labels/<case>.nii.gz`.
 
     Raises:
         Refusal: no case can be used; the classes do not suit a layout with a file per class.
@@ -27,7 +29,9 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     identity = intake.Identity(content.dataset, content.patient, content.person, content.simulated)
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
-    looked = intake.examine(entries, root, identity, merger)
+    pictures = cases.parent / "quarantine"
+    shutil.rmtree(pictures, ignore_errors=True)
+    looked = intake.examine(entries, root, identity, merger, content.classes, pictures)
     for kind, row in progress(looked, len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))

@@ -4,27 +4,24 @@ A case that cannot be used is set aside with its defect and an advice; the other
 memory only, and named in the `repairs` column. Labels in a file per class are merged into one label map per case.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
-
-from voxprior.data import volume
-from voxprior.data.labels import ClassFiles, fit
+from voxprior.data import snapshots, volume
+from voxprior.data.labels import ClassFiles, check_values, count_values, fit
 from voxprior.data.layouts import Entry
+from voxprior.data.twins import content_sha256, twin_sha256
 from voxprior.errors import Refusal
 
 CASES = (
     "case", "dataset", "patient", "person", "image", "label", "simulated",
-    "shape_zyx", "spacing_zyx_mm", "content_sha256", "repairs",
+    "shape_zyx", "spacing_zyx_mm", "content_sha256", "twin_sha256", "repairs",
 )  # fmt: skip
-QUARANTINE = ("case", "dataset", "file", "defect", "advice")
+QUARANTINE = ("case", "dataset", "file", "defect", "advice", "picture")
 
 
 @dataclass(frozen=True)
@@ -53,54 +50,45 @@ class Identity:
         return found.group(1)
 
 
-def content_sha256(image: sitk.Image) -> str:
-    """Names a scan by its voxel values and shape, whatever the file, its compression, header or number type.
-
-    Values are hashed as int32 where all are whole numbers in its range, else as float32.
-    """
-    voxels = sitk.GetArrayViewFromImage(image)
-    digest = hashlib.sha256(repr(tuple(int(n) for n in voxels.shape)).encode())
-    limit = np.iinfo(np.int32)
-    # Slice by slice: no second copy of the scan.
-    whole = voxels.dtype.kind in "iu" or all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
-    kind = np.int32 if whole and voxels.min() >= limit.min and voxels.max() <= limit.max else np.float32
-    for plane in voxels:
-        # + 0 turns minus zero into zero: equal voxels, equal hash.
-        digest.update(np.ascontiguousarray(plane.astype(kind) + kind(0)).tobytes())
-    return digest.hexdigest()
-
-
 def examine(
-    entries: Iterable[Entry], root: Path, identity: Identity, merger: ClassFiles | None = None
+    entries: Iterable[Entry],
+    root: Path,
+    identity: Identity,
+    merger: ClassFiles | None = None,
+    classes: Mapping[str, Sequence[int]] | None = None,
+    pictures: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
 
-    `merger` is needed for entries with a file per class; their label is what it merges.
+    `merger` is needed for entries with a file per class; their label is what it merges. `classes` (name -> values)
+    tells which label values are known; without it all are. `pictures` is a folder for pictures of what is set aside.
 
-    The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
+    The second case with the voxels of an earlier one, turned or not, is set aside: twins in training and test leak.
     """
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity, merger)
+            row = _row(entry, root, identity, merger, classes or {})
         except Refusal as refusal:
-            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
+            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal), pictures)
             continue
-        twin = seen.setdefault(row["content_sha256"], entry.case)
+        twin = seen.setdefault(row["twin_sha256"], entry.case)
         if twin != entry.case:
             sentence = f"{row['image']} holds the same voxels as case {twin}: keep one of the two"
-            yield "quarantine", _defect(entry, root, identity.dataset, sentence)
+            yield "quarantine", _defect(entry, root, identity.dataset, sentence, pictures)
         else:
             yield "case", row
 
 
-def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None) -> dict[str, Any]:
+def _row(
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, classes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
     patient = identity.patient_of(entry.case)
-    image = volume.read_scan(root / entry.image)
+    image, repairs = volume.open_scan(root / entry.image)
     grid = volume.Grid.of(image)
-    label, repairs = _label(entry, root, grid, merger)
+    label, repaired = _label(entry, root, grid, merger, classes)
     return {
         "case": entry.case,
         "dataset": identity.dataset,
@@ -112,11 +100,19 @@ def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
         "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
         "content_sha256": content_sha256(image),
-        "repairs": "; ".join(repairs),
+        "twin_sha256": twin_sha256(image),
+        # Scan and label of one export share what is wrong with them.
+        "repairs": "; ".join(dict.fromkeys(repairs + repaired)),
     }
 
 
-def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | None) -> tuple[Path | None, list[str]]:
+def _label(
+    entry: Entry,
+    root: Path,
+    image: volume.Grid,
+    merger: ClassFiles | None,
+    classes: Mapping[str, Sequence[int]],
+) -> tuple[Path | None, list[str]]:
     """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs)."""
     if entry.parts:
         if merger is None:
@@ -134,7 +130,8 @@ def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | No
         return None, []
     path = root / entry.label
     label, repairs = volume.read_label(path)
-    return path, repairs + fit(path, volume.Grid.of(label), image)
+    repairs += fit(path, volume.Grid.of(label), image)
+    return path, repairs + check_values(path, count_values(label), classes)
 
 
 def _from_here(path: Path) -> str:
@@ -143,12 +140,26 @@ def _from_here(path: Path) -> str:
     return Path(path).as_posix() if relative.startswith("..") else Path(relative).as_posix()
 
 
-def _defect(entry: Entry, root: Path, dataset: str, sentence: str) -> dict[str, Any]:
-    """Splits a refusal's sentence, 'file ... defect: advice', into columns."""
+def _defect(entry: Entry, root: Path, dataset: str, sentence: str, pictures: Path | None) -> dict[str, Any]:
+    """Splits a refusal's sentence, 'file ... defect: advice', into columns, and draws what can be read."""
     defect, _, advice = sentence.rpartition(": ")
     labels = [entry.label or entry.image, *(file for _, file in entry.parts)]
     named = next((file for file in labels if str(root / file) in sentence), entry.image)
     for file in (root / entry.image, root / named):
         defect = defect.removeprefix(str(file)).lstrip(": ")
-    file_ = _from_here(root / named)
-    return {"case": entry.case, "dataset": dataset, "file": file_, "defect": defect, "advice": advice}
+    row = {"case": entry.case, "dataset": dataset, "file": _from_here(root / named), "defect": defect, "advice": advice}
+    drawn = (
+        ""
+        if pictures is None
+        else _draw([root / file for file in dict.fromkeys((entry.image, named))], entry, pictures)
+    )
+    return row | {"picture": drawn}
+
+
+def _draw(files: list[Path], entry: Entry, pictures: Path) -> str:
+    """Draws a case that was set aside; several may claim one name."""
+    number, png = 1, pictures / f"{entry.case}.png"
+    while png.exists():
+        number += 1
+        png = pictures / f"{entry.case}-{number}.png"
+    return _from_here(png) if snapshots.write_planes(files, png) else ""
