@@ -92,11 +92,17 @@ def prepare(card: Card, cases: In, output: Output, workers: Threads = 1) -> None
 
 
 @app.command()
-def split(card: Card, index: In, output: Output) -> None:
-    """Split patients into test, validation and nested label budgets."""
+def split(
+    card: Card,
+    index: In,
+    cases: Annotated[list[Path], typer.Option(help="case tables, the study's own first", callback=_there)],
+    output: Output,
+    leakage: Output,
+) -> None:
+    """Split patients into test, validation and nested label budgets; refuse scored cases that are learned from."""
     from voxprior.commands import split as verb
 
-    verb.run(card, index, output)
+    verb.run(card, index, cases, output, leakage)
 
 
 @app.command()

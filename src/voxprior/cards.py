@@ -70,6 +70,7 @@ class SplitCard(Strict):
     """What the splits depend on."""
 
     split: Split
+    allow_leakage: bool = False
 
 
 class PretrainCard(Strict):

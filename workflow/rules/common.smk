@@ -135,7 +135,7 @@ def all_cells():
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
-    cards["split"] = {"split": STUDY["split"]}
+    cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
     for arm in PRETRAININGS:
         cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
     for cell in CELLS:
