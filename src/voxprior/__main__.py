@@ -76,11 +76,35 @@ def simulate(card: Card, manifest: In, output: Output) -> None:
 
 
 @app.command()
-def intake(card: Card, manifest: In, cases: Output, quarantine: Output) -> None:
+def intake(
+    card: Card,
+    manifest: In,
+    cases: Output,
+    quarantine: Output,
+    fingerprint: Annotated[Path | None, typer.Option(help="what the scans are like; default: beside the cases")] = None,
+) -> None:
     """List and check the cases of a dataset; set aside what cannot be used, with the reason."""
     from voxprior.commands import intake as verb
 
-    verb.run(card, manifest, cases, quarantine)
+    verb.run(card, manifest, cases, quarantine, fingerprint)
+
+
+@app.command()
+def fingerprint(of: Annotated[Path, typer.Option(help="fingerprint.json of a dataset", callback=_there)]) -> None:
+    """Show what a dataset's scans are like, and the study's lines that this proposes."""
+    from voxprior.commands import fingerprint as verb
+
+    verb.run(of)
+
+
+@app.command()
+def relabel(
+    card: Annotated[Path, typer.Option(help="score card (JSON)", callback=_there)], predictions: In, output: Output
+) -> None:
+    """Write predictions with the label values of each dataset's own files."""
+    from voxprior.commands import relabel as verb
+
+    verb.run(card, predictions, output)
 
 
 @app.command()

@@ -53,6 +53,7 @@ class IntakeCard(Strict):
     dataset: Name
     layout: Layout
     classes: dict[ClassName, list[Positive]]
+    modality: Literal["ct", "mr", "other"] = Field("other", description="for the proposals of the fingerprint")
     patient: str | None = None
     person: str | None = None
     simulated: bool = False

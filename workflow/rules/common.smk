@@ -94,7 +94,7 @@ def dataset_cards(name):
     if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    same = {key: d[key] for key in ("classes", "patient", "person")}
+    same = {key: d[key] for key in ("classes", "modality", "patient", "person")}
     yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
     yield f"prepare/{name}", {"dataset": name, "classes": class_values(name), "prepare": STUDY["prepare"]}
 

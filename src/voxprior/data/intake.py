@@ -7,13 +7,17 @@ memory only, and named in the `repairs` column. Labels in a file per class are m
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxprior.data import snapshots, volume
+import numpy as np
+import SimpleITK as sitk
+
+from voxprior.data import fingerprint, snapshots, volume
 from voxprior.data.labels import ClassFiles, check_values, count_values, fit
 from voxprior.data.layouts import Entry
+from voxprior.data.memory import Memory
 from voxprior.data.twins import content_sha256, twin_sha256
 from voxprior.errors import Refusal
 
@@ -50,25 +54,37 @@ class Identity:
         return found.group(1)
 
 
+@dataclass
+class Notes:
+    """What is known before, and kept beside the rows."""
+
+    classes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # name -> label values; empty: any value goes
+    samples: int = 0  # voxels that a case gives to the fingerprint; 0: nothing is measured
+    memory: Memory | None = None
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by case, of those that can be used
+
+
 def examine(
     entries: Iterable[Entry],
     root: Path,
     identity: Identity,
     merger: ClassFiles | None = None,
-    classes: Mapping[str, Sequence[int]] | None = None,
-    pictures: Path | None = None,
+    folder: Path | None = None,
+    notes: Notes | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
 
-    `merger` is needed for entries with a file per class; their label is what it merges. `classes` (name -> values)
-    tells which label values are known; without it all are. `pictures` is a folder for pictures of what is set aside.
+    `merger` is needed for entries with a file per class; their label is what it merges. `folder` is where the case
+    table will lie; pictures of what is set aside are drawn below it, into `quarantine/`. `notes` is filled.
 
     The second case with the voxels of an earlier one, turned or not, is set aside: twins in training and test leak.
     """
+    notes = notes or Notes()
+    pictures = None if folder is None else folder / "quarantine"
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity, merger, classes or {})
+            row, measured = _remembered(entry, root, identity, merger, notes)
         except Refusal as refusal:
             yield "quarantine", _defect(entry, root, identity.dataset, str(refusal), pictures)
             continue
@@ -77,19 +93,37 @@ def examine(
             sentence = f"{row['image']} holds the same voxels as case {twin}: keep one of the two"
             yield "quarantine", _defect(entry, root, identity.dataset, sentence, pictures)
         else:
+            # Numbers of Python's own would take eight times the memory in ten thousand cases.
+            compact = {key: np.array(measured[key], np.float32) for key in ("all", "foreground") if key in measured}
+            notes.measures[entry.case] = measured | compact
             yield "case", row
 
 
+def _remembered(
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives the row and the measures of a case, from memory where its files are the same as then."""
+    # Files per class are remembered by what merges them.
+    files = [] if entry.parts else [file for file in (entry.image, entry.label) if file]
+    key = notes.memory.key(root, files, [list(entry), _from_here(root)]) if notes.memory and files else None
+    kept = notes.memory.get(key) if notes.memory else None
+    if kept is None:
+        kept = _row(entry, root, identity, merger, notes)
+        if notes.memory:
+            notes.memory.keep(key, kept)
+    return kept[0], kept[1]
+
+
 def _row(
-    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, classes: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
+) -> tuple[dict[str, Any], dict[str, Any]]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
     patient = identity.patient_of(entry.case)
     image, repairs = volume.open_scan(root / entry.image)
     grid = volume.Grid.of(image)
-    label, repaired = _label(entry, root, grid, merger, classes)
-    return {
+    label, repaired, values = _label(entry, root, grid, merger, notes.classes)
+    row = {
         "case": entry.case,
         "dataset": identity.dataset,
         "patient": patient,
@@ -104,6 +138,7 @@ def _row(
         # Scan and label of one export share what is wrong with them.
         "repairs": "; ".join(dict.fromkeys(repairs + repaired)),
     }
+    return row, fingerprint.measure(image, values, notes.classes, notes.samples) if notes.samples else {}
 
 
 def _label(
@@ -112,8 +147,8 @@ def _label(
     image: volume.Grid,
     merger: ClassFiles | None,
     classes: Mapping[str, Sequence[int]],
-) -> tuple[Path | None, list[str]]:
-    """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs)."""
+) -> tuple[Path | None, list[str], sitk.Image | None]:
+    """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs; its voxels)."""
     if entry.parts:
         if merger is None:
             raise ValueError(f"case {entry.case} has a file per class: give examine what merges them")
@@ -125,13 +160,14 @@ def _label(
                 f"{root / entry.image} has no label file of class {', '.join(lacking[:3])}{more}: restore it (all 0 "
                 "where the scan does not show the class), or take the class out of the dataset's 'classes'"
             )
-        return merger.merge(entry.case, files, image)
+        path, repairs = merger.merge(entry.case, files, image)
+        return path, repairs, volume.read_label(path, verify=False)[0]
     if entry.label is None:
-        return None, []
+        return None, [], None
     path = root / entry.label
     label, repairs = volume.read_label(path)
     repairs += fit(path, volume.Grid.of(label), image)
-    return path, repairs + check_values(path, count_values(label), classes)
+    return path, repairs + check_values(path, count_values(label), classes), label
 
 
 def _from_here(path: Path) -> str:

@@ -254,7 +254,8 @@ def _turn(array_ZYX: np.ndarray, order: tuple[int, ...], flipped: tuple[bool, ..
     return turned[tuple(slice(None, None, -1 if flipped[axis] else 1) for axis in (2, 1, 0))]
 
 
-def _lps_grid(raw: Grid) -> Grid:
+def lps_grid(raw: Grid) -> Grid:
+    """Says where the voxels lie once `to_lps` has turned them."""
     order, flipped = _lps_axes(raw.direction)
     matrix = np.asarray(raw.direction).reshape(3, 3)
     first = np.array([0.0, 0.0, 0.0])
@@ -274,7 +275,7 @@ def _lps_grid(raw: Grid) -> Grid:
 def to_lps(image: sitk.Image) -> tuple[np.ndarray, Grid]:
     """Turns an image to LPS by exchanging and flipping axes: (array of its own, Z Y X, possibly strided; its grid)."""
     raw = Grid.of(image)
-    return _turn(sitk.GetArrayFromImage(image), *_lps_axes(raw.direction)), _lps_grid(raw)
+    return _turn(sitk.GetArrayFromImage(image), *_lps_axes(raw.direction)), lps_grid(raw)
 
 
 def to_native(labels_ZYX: np.ndarray, grid: Grid | Mapping[str, Any], raw: Grid | Mapping[str, Any]) -> sitk.Image:
@@ -296,7 +297,7 @@ def to_native(labels_ZYX: np.ndarray, grid: Grid | Mapping[str, Any], raw: Grid 
     raw = raw if isinstance(raw, Grid) else Grid.from_json(raw)
     if tuple(labels_ZYX.shape) != grid.shape_zyx:
         raise ValueError(f"labels of shape {labels_ZYX.shape} do not lie on a grid of shape {grid.shape_zyx}")
-    lps = _lps_grid(raw)
+    lps = lps_grid(raw)
     native_ZYX = resample.resample_labels(labels_ZYX, grid.spacing_zyx_mm, lps.shape_zyx, lps.spacing_zyx_mm)
     order, flipped = _lps_axes(raw.direction)
     back = tuple(order.index(axis) for axis in range(3))
