@@ -224,13 +224,17 @@ def write_data(root: Path, chance: np.random.Generator, simulated: bool) -> None
         write_rows(root / f"results/intake/{dataset}/cases.csv", rows)
         aside = {"case": "bad_1", "dataset": dataset, "file": f"scans/{'very_long_name_' * 6}bad_1.nii.gz"}
         aside |= {"defect": "holds 12 voxels that are NaN or infinite", "advice": "export the scan again"}
+        aside["picture"] = "results/intake/here/quarantine/bad_1.png"
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.eye(9, dtype=np.uint8) * 255), str(root / "picture.png"))
+        (root / aside["picture"]).parent.mkdir(parents=True, exist_ok=True)
+        (root / "picture.png").replace(root / aside["picture"])
         columns = list(aside)
         write_rows(root / f"results/intake/{dataset}/quarantine.csv", [aside] if dataset == "here" else [], columns)
         index = {"format": 1, "dataset": dataset, "key": "k", "quantum": 1e-4, "simulated": simulated, "cases": entries}
         write(root / f"results/prepared/{dataset}/index.json", index)
 
 
-def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None) -> Path:
+def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None, leaks=None) -> Path:
     """Writes a finished study below `root` and returns its results folder (relative paths count from `root`)."""
     chance = np.random.default_rng(0)
     results = root / "results"
@@ -248,6 +252,7 @@ def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None)
     write_data(root, chance, simulated)
     fold = {"fold": 0, "test": TEST, "val": ["p6"], "train": POOL[:6], "pool": [*POOL[:6], "p7"]}
     fold["budgets"] = {str(budget): POOL[: min(budget, 6)] for budget in budgets}
+    write(results / "leakage.json", {"format": 1, "allowed": bool(leaks), "cases": {}, "found": leaks or []})
     write(results / "splits.json", {"format": 1, "sha256": "c" * 64, "folds": [fold]})
     for backbone, some in inits.items():
         for init in some:

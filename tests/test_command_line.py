@@ -61,7 +61,8 @@ CARD = {"split": {"test": 1, "budgets": [1]}}
 def test_a_wrong_card_is_one_sentence_with_file_path_and_what(content, says, tmp_path, monkeypatch, capsys):
     (tmp_path / "card.json").write_text(content)
     (tmp_path / "index.json").write_text("{}")
-    arguments = ["--card", "card.json", "--index", "index.json", "--output", "splits.json"]
+    arguments = ["--card", "card.json", "--index", "index.json", "--cases", "index.json"]
+    arguments += ["--output", "splits.json", "--leakage", "leakage.json"]
     monkeypatch.chdir(tmp_path)
     code, said = call(monkeypatch, capsys, "split", *arguments)
     assert code == 2

@@ -89,11 +89,35 @@ def simulate(card: Card, manifest: In, output: Output) -> None:
 
 
 @app.command()
-def intake(card: Card, manifest: In, cases: Output, quarantine: Output) -> None:
+def intake(
+    card: Card,
+    manifest: In,
+    cases: Output,
+    quarantine: Output,
+    fingerprint: Annotated[Path | None, typer.Option(help="what the scans are like; default: beside the cases")] = None,
+) -> None:
     """List and check the cases of a dataset; set aside what cannot be used, with the reason."""
     from voxprior.commands import intake as verb
 
-    verb.run(card, manifest, cases, quarantine)
+    verb.run(card, manifest, cases, quarantine, fingerprint)
+
+
+@app.command()
+def fingerprint(of: Annotated[Path, typer.Option(help="fingerprint.json of a dataset", callback=_there)]) -> None:
+    """Show what a dataset's scans are like, and the study's lines that this proposes."""
+    from voxprior.commands import fingerprint as verb
+
+    verb.run(of)
+
+
+@app.command()
+def relabel(
+    card: Annotated[Path, typer.Option(help="score card (JSON)", callback=_there)], predictions: In, output: Output
+) -> None:
+    """Write predictions with the label values of each dataset's own files."""
+    from voxprior.commands import relabel as verb
+
+    verb.run(card, predictions, output)
 
 
 @app.command()
@@ -105,11 +129,17 @@ def prepare(card: Card, cases: In, output: Output, workers: Threads = 1) -> None
 
 
 @app.command()
-def split(card: Card, index: In, output: Output) -> None:
-    """Split patients into test, validation and nested label budgets."""
+def split(
+    card: Card,
+    index: In,
+    cases: Annotated[list[Path], typer.Option(help="case tables, the study's own first", callback=_there)],
+    output: Output,
+    leakage: Output,
+) -> None:
+    """Split patients into test, validation and nested label budgets; refuse scored cases that are learned from."""
     from voxprior.commands import split as verb
 
-    verb.run(card, index, output)
+    verb.run(card, index, cases, output, leakage)
 
 
 @app.command()

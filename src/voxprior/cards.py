@@ -55,6 +55,7 @@ class IntakeCard(Strict):
     layout: Layout
     channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: dict[ClassName, list[Positive]]
+    modality: Literal["ct", "mr", "other"] = Field("other", description="for the proposals of the fingerprint")
     patient: str | None = None
     person: str | None = None
     simulated: bool = False
@@ -73,6 +74,7 @@ class SplitCard(Strict):
     """What the splits depend on."""
 
     split: Split
+    allow_leakage: bool = False
 
 
 class PretrainCard(Strict):

@@ -254,6 +254,7 @@ class Study(Strict):
     classes: list[ClassName] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
     prepare: Prepare
     split: Split
+    allow_leakage: bool = Field(False, description="go on where scored cases are learned from; stamps every table")
     inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")
     preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
     methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")

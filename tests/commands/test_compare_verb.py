@@ -45,6 +45,14 @@ def test_simulated_patients_get_a_stamp_and_no_interval(make_study):
         assert tables[name][["low", "high"]].isna().all(axis=None)
 
 
+def test_leakage_is_stamped_in_every_table_and_keeps_the_intervals(make_study):
+    leak = {"learned": "here/p0", "scored": "elsewhere/e0", "shared": "voxels", "folds": [0]}
+    tables = run(make_study(leaks=[leak, {**leak, "learned": "here/p1"}]))
+    for name, table in tables.items():
+        assert set(table["stamp"]) == {"leakage: 2 scored cases also learned from"}, name
+    assert tables["contrasts"]["low"].notna().any()
+
+
 def test_an_incomplete_study_is_refused(make_study):
     results = make_study()
     cell = results / "finetune/vit_tiny/mae/budget4/fold0/seed1/scores.csv"

@@ -1,5 +1,6 @@
 """report: one file that opens anywhere, says what must be said, and claims nothing for simulated patients."""
 
+import base64
 import json
 import re
 import shutil
@@ -83,7 +84,7 @@ def test_report_loads_nothing_and_is_small(make_study):
     html = render(make_study())
     page = Page(html)
     assert page.loads
-    assert all(load.startswith(("data:image/jpeg;base64,", "#")) for load in page.loads)
+    assert all(load.startswith(("data:image/jpeg;base64,", "data:image/png;base64,", "#")) for load in page.loads)
     assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|<link|<iframe", html)
     assert len(html.encode()) < 5 * 2**20
     assert html.startswith("<!DOCTYPE html>")
@@ -98,6 +99,38 @@ def test_simulated_patients_are_no_evidence(page):
     assert text.count(STAMP) >= 20
     for claim in ["better than", "worse than", "interval +", "% interval", "Scratch needs", "resamplings"]:
         assert claim not in text, claim
+
+
+LEAK = {"learned": "here/p0", "scored": "elsewhere/e0", "shared": "voxels", "folds": [0]}
+
+
+def test_allowed_leakage_is_stamped_on_every_table_and_figure(make_study):
+    results = make_study(leaks=[LEAK])
+    html = render(results)
+    page, stamp = Page(html), "leakage: 1 scored case also learned from"
+    assert "elsewhere/e0 (voxels of here/p0)" in page.text
+    assert "better than scratch" in page.text  # still a study of patients
+    figures, tables = (re.findall(rf"<{tag}\b.*?</{tag}>", html, re.S) for tag in ("figure", "table"))
+    assert len(figures) > 8 and len(tables) > 8
+    for table in tables:
+        assert re.search(r"<caption>.*?</caption>", table, re.S) and stamp in table, table[:300]
+    unstamped = [figure for figure in figures if stamp not in figure]
+    assert all("Axial" not in figure and "<img" in figure for figure in unstamped)  # overlays: their heading has it
+    assert all(stamp in heading for heading in re.findall(r"<h3>(?:Worst|Median) case.*?</h3>", html, re.S))
+    assert all(stamp in path.read_text(encoding="utf-8") for path in (results / "figures").iterdir())
+    card = (results / "model_card.md").read_text(encoding="utf-8")
+    assert "**Leakage was allowed.** 1 scored case of this study" in card
+    assert all(stamp in line for line in card.splitlines() if line.startswith(("| test cases", "| elsewhere")))
+
+
+def test_cases_set_aside_are_shown(make_study):
+    results = make_study()
+    shown = re.findall(r'<img class="aside" src="data:image/png;base64,(.*?)" alt="(.*?)"', render(results))
+    assert [alt for _, alt in shown] == ["bad_1: holds 12 voxels that are NaN or infinite"]
+    assert base64.b64decode(shown[0][0]) == Path("results/intake/here/quarantine/bad_1.png").read_bytes()
+    shutil.rmtree("results/intake/here/quarantine")
+    html = render(results)
+    assert 'class="aside"' not in html and "holds 12 voxels" in html
 
 
 def test_what_cannot_be_shown_is_said(make_study):

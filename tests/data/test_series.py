@@ -22,7 +22,7 @@ def files(root: Path) -> list[str]:
 
 def look(root: Path, layout: Layout = DICOM):
     entries = layouts.list_cases(layout, root, files(root))
-    return list(intake.examine(entries, root, intake.Identity("d"), folder=root / "out"))
+    return list(intake.examine(entries, root, intake.Identity("d"), notes=intake.Notes(root / "out")))
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "tilted"])

@@ -72,7 +72,7 @@ def damaged(name, path):
     [
         ("missing", "missing"),
         ("empty file", "zero bytes"),
-        ("renamed text", "cannot be read"),
+        ("renamed text", "is no NIfTI file"),
         ("not gzip", "no gzip"),
         ("truncated", "truncated"),
         ("bit flipped", "damaged"),

@@ -98,7 +98,7 @@ def dataset_cards(name):
     if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    same = {key: d[key] for key in ("channels", "classes", "patient", "person")}
+    same = {key: d[key] for key in ("channels", "classes", "modality", "patient", "person")}
     yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
     prepare = {"dataset": name, "classes": class_values(name), "channels": d["channels"], "prepare": STUDY["prepare"]}
     yield f"prepare/{name}", prepare
@@ -138,7 +138,7 @@ def all_cells():
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
-    cards["split"] = {"split": STUDY["split"]}
+    cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
     for arm in PRETRAININGS:
         cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
     for cell in CELLS:

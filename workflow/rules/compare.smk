@@ -2,6 +2,7 @@ rule compare:
     input:
         card=f"{R}/cards/compare.json",
         splits=f"{R}/splits.json",
+        leakage=f"{R}/leakage.json",
         scores=[f"{R}/{cell_path('finetune', cell)}/scores.csv" for cell in CELLS],
     output:
         multiext(

@@ -5,6 +5,7 @@ rule intake:
     output:
         cases=f"{R}/intake/{{dataset}}/cases.csv",
         quarantine=f"{R}/intake/{{dataset}}/quarantine.csv",
+        fingerprint=f"{R}/intake/{{dataset}}/fingerprint.json",
     log:
         f"{R}/logs/intake/{{dataset}}.log",
     benchmark:
@@ -19,7 +20,7 @@ rule intake:
         "List and check the cases of {wildcards.dataset}"
     shell:
         "voxprior intake --card {input.card} --manifest {input.manifest} --cases {output.cases}"
-        " --quarantine {output.quarantine} > {log} 2>&1"
+        " --quarantine {output.quarantine} --fingerprint {output.fingerprint} > {log} 2>&1"
 
 
 rule prepare:

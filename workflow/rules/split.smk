@@ -2,8 +2,10 @@ rule split:
     input:
         card=f"{R}/cards/split.json",
         index=f"{R}/prepared/{STUDY['dataset']}/index.json",
+        cases=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=DATASETS),
     output:
-        f"{R}/splits.json",
+        splits=f"{R}/splits.json",
+        leakage=f"{R}/leakage.json",
     log:
         f"{R}/logs/split.log",
     benchmark:
@@ -14,7 +16,10 @@ rule split:
     resources:
         mem_mb=500,
         runtime=10,
+    params:
+        cases=lambda w, input: " ".join(f"--cases {path}" for path in input.cases),
     message:
-        "Split patients into test, validation and nested label budgets"
+        "Split patients into test, validation and nested label budgets; look for scans on both sides"
     shell:
-        "voxprior split --card {input.card} --index {input.index} --output {output} > {log} 2>&1"
+        "voxprior split --card {input.card} --index {input.index} {params.cases} --output {output.splits}"
+        " --leakage {output.leakage} > {log} 2>&1"

@@ -16,17 +16,19 @@ def run(card: Path, splits: Path, results: Path, output: Path) -> None:
     content = read_card("compare", card)
     scores = gather.read_scores(results, content.cells, content.study, content.dataset)
     gather.demand_cases(scores, gather.read_json(splits))
-    settings = compare.Settings(**content.compare.model_dump(), simulated=content.simulated)
+    leaks = len(gather.read_leakage(results))
+    settings = compare.Settings(**content.compare.model_dump(), simulated=content.simulated, leaks=leaks)
     curves = compare.curves(scores, settings)
     by_budget = curves.query("cohort == 'test' and metric == 'dice' and `class` == 'mean'")
     tables = {
-        "scores": scores,
-        "cases": compare.case_table(scores),
+        "scores": scores.assign(stamp=settings.stamp),
+        "cases": compare.case_table(scores).assign(stamp=settings.stamp),
         "curves": curves,
         "contrasts": compare.contrasts(scores, settings),
         "dice_by_budget": by_budget.assign(arm=by_budget["backbone"] + " " + by_budget["init"])
         .pivot(index="budget", columns="arm", values="mean")
-        .reset_index(),
+        .reset_index()
+        .assign(stamp=settings.stamp),
     }
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.8g", lineterminator="\n")

@@ -2,26 +2,38 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 
-def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
-    """Looks at every case and writes the table of usable cases and the table of those set aside.
+def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: Path | None = None) -> None:
+    """Looks at every case and writes the tables of those that can be used and those that cannot, and the fingerprint.
 
-    Labels in a file per class are merged into `labels/<case>.nii.gz` beside the table of usable cases.
+    Beside the table of usable cases lie `quarantine/<case>.png`, a picture of each case set aside whose voxels can be
+    read; where labels come in a file per class, `labels/<case>.nii.gz`; and `examined.jsonl`, by which another run
+    looks at new and changed files only.
+
+    Args:
+        card: intake card.
+        manifest: of the dataset.
+        cases: table of usable cases.
+        quarantine: table of those set aside.
+        fingerprint: what the scans are like; `fingerprint.json` beside the cases if not given.
 
     Raises:
         Refusal: no case can be used; the classes do not suit a layout with a file per class.
     """
     from voxprior.cards import read_card
+    from voxprior.data import fingerprint as fingerprints
     from voxprior.data import intake, labels, layouts, sources
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
-    from voxprior.whole import write_text
+    from voxprior.whole import write_json, write_text
 
     content = read_card("intake", card)
-    root, files = sources.files_of(sources.read_manifest(manifest), manifest)
+    listed = sources.read_manifest(manifest)
+    root, files = sources.files_of(listed, manifest)
     entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
     merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
     identity = intake.Identity(
@@ -29,7 +41,10 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
     )
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
-    looked = intake.examine(entries, root, identity, merger, cases.parent)
+    shutil.rmtree(cases.parent / "quarantine", ignore_errors=True)
+    memory = _memory(content, listed, cases.parent / "examined.jsonl")
+    notes = intake.Notes(cases.parent, content.classes, fingerprints.SAMPLES, memory)
+    looked = intake.examine(entries, root, identity, merger, notes)
     for kind, row in progress(looked, len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))
@@ -38,8 +53,21 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path) -> None:
             f"{content.dataset}: none of its {len(entries)} cases can be used, the first because {aside[0]['file']} "
             f"{aside[0]['defect']}: see {quarantine}"
         )
+    told = fingerprints.summarise(content.dataset, content.modality, [notes.measures[row["case"]] for row in usable])
+    write_json(fingerprint or cases.parent / "fingerprint.json", told)
     write_text(cases, _table(intake.CASES, usable))
     print(f"{content.dataset}: {len(entries)} cases found, {len(usable)} usable, {len(aside)} set aside")
+
+
+def _memory(content: Any, listed: dict[str, Any], path: Path) -> Any:
+    """Opens what an earlier run remembers; files go by their path below the dataset's root."""
+    import os
+
+    from voxprior.data.remembered import Memory
+
+    root = listed["root"]
+    hashes = {Path(os.path.relpath(file["path"], root)).as_posix(): file["sha256"] for file in listed["files"]}
+    return Memory(path, hashes, content.model_dump(mode="json"))
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

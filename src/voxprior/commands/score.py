@@ -103,7 +103,7 @@ def _refuse_other_grid(prediction_path: Path, prediction: Any, label_path: str, 
     """Compares where the corner voxels are in the world, as strictly as intake compares a label map with its scan."""
     import numpy as np
 
-    from voxprior.data.labels import FAR_VOX
+    from voxprior.data.repairs import FAR_VOX
     from voxprior.errors import Refusal
 
     if prediction.size_xyz != label.size_xyz:

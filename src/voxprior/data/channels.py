@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import volume
+from voxprior.data import repairs, volume
 from voxprior.data.labels import FAR_VOX
 from voxprior.errors import Refusal
 
@@ -23,19 +23,24 @@ def join(paths: Sequence[str]) -> str:
 
 
 def read_channels(image: str, count: int = 1, verify: bool = True) -> Iterator[sitk.Image]:
-    """Reads a case's image channel by channel, all on the first one's grid.
+    """Reads a case's image channel by channel; `open_channels` without the lists of repairs."""
+    return (channel for channel, _ in open_channels(image, count, verify))
+
+
+def open_channels(image: str, count: int = 1, verify: bool = True) -> Iterator[tuple[sitk.Image, list[str]]]:
+    """Reads a case's image channel by channel, all on the first one's grid: (the channel, repairs made).
 
     Args:
         image: its file or files, as the case table holds them.
         count: how many channels there must be.
-        verify: as `volume.read_scan`.
+        verify: as `volume.open_scan`.
 
     Raises:
-        Refusal: as `volume.read_scan`; another number of channels; channels on different grids.
+        Refusal: as `volume.open_scan`; another number of channels; channels on different grids.
     """
     paths = image.split(BETWEEN)
     if len(paths) == 1 and count == 1:
-        yield volume.read_scan(paths[0], verify)
+        yield volume.open_scan(paths[0], verify)
     elif len(paths) == 1:
         yield from _axis(Path(paths[0]), count)
     elif len(paths) != count:
@@ -45,11 +50,11 @@ def read_channels(image: str, count: int = 1, verify: bool = True) -> Iterator[s
     else:
         first: volume.Grid | None = None
         for path in paths:
-            channel = volume.read_scan(path, verify)
+            channel, made = volume.open_scan(path, verify)
             grid = volume.Grid.of(channel)
             first = first or grid
             _check_grid(path, grid, paths[0], first)
-            yield channel
+            yield channel, made
 
 
 def _check_grid(path: str, grid: volume.Grid, first_path: str, first: volume.Grid) -> None:
@@ -62,7 +67,7 @@ def _check_grid(path: str, grid: volume.Grid, first_path: str, first: volume.Gri
         raise Refusal(f"{path} lies up to {apart_mm:.3g} mm beside channel {first_path}: {advice}")
 
 
-def _axis(path: Path, count: int) -> Iterator[sitk.Image]:
+def _axis(path: Path, count: int) -> Iterator[tuple[sitk.Image, list[str]]]:
     """Takes the channels of one file: its fourth axis, or its values per voxel."""
     if not path.is_file():
         raise Refusal(f"{path} is missing: restore it or fetch the dataset again")
@@ -79,12 +84,14 @@ def _axis(path: Path, count: int) -> Iterator[sitk.Image]:
     for number in range(count):
         channel = image[:, :, :, number] if dimension == 4 else sitk.VectorIndexSelectionCast(image, number)
         _check_voxels(f"{path}, channel {number + 1},", channel)
-        yield channel
+        direction, made = repairs.straighten(path, channel.GetDirection())
+        channel.SetDirection(direction)
+        yield channel, made
 
 
 def _check_voxels(name: str, channel: sitk.Image) -> None:
     """Refuses what `volume.read_scan` refuses of a file of its own."""
-    spacing, (least, most) = channel.GetSpacing(), volume.SPACING_MM
+    spacing, (least, most) = channel.GetSpacing(), repairs.SPACING_MM
     if min(channel.GetSize()) < 2 or not all(least <= s <= most for s in spacing):
         raise Refusal(f"{name} has {channel.GetSize()} voxels of {spacing} mm: a volume is needed, correct the header")
     voxels = sitk.GetArrayViewFromImage(channel)

@@ -4,28 +4,29 @@ A case that cannot be used is set aside with its defect and an advice; the other
 memory only, and named in the `repairs` column. Labels in a file per class are merged into one label map per case.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import channels, series, volume
+from voxprior.data import channels, fingerprint, series, snapshots, volume
 from voxprior.data.files import sha256_of_json
-from voxprior.data.labels import ClassFiles, fit
+from voxprior.data.labels import ClassFiles, check_values, count_values, fit
 from voxprior.data.layouts import Entry
+from voxprior.data.remembered import Memory
+from voxprior.data.twins import content_sha256, twin_sha256
 from voxprior.errors import Refusal
 
 CASES = (
     "case", "dataset", "patient", "person", "image", "label", "simulated",
-    "shape_zyx", "spacing_zyx_mm", "content_sha256", "repairs",
+    "shape_zyx", "spacing_zyx_mm", "content_sha256", "twin_sha256", "repairs",
 )  # fmt: skip
-QUARANTINE = ("case", "dataset", "file", "defect", "advice")
+QUARANTINE = ("case", "dataset", "file", "defect", "advice", "picture")
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,15 @@ class Identity:
         return found.group(1)
 
 
-def content_sha256(image: sitk.Image) -> str:
-    """Names a scan by its voxel values and shape, whatever the file, its compression, header or number type.
+@dataclass
+class Notes:
+    """What is known before, and kept beside the rows."""
 
-    Values are hashed as int32 where all are whole numbers in its range, else as float32.
-    """
-    voxels = sitk.GetArrayViewFromImage(image)
-    digest = hashlib.sha256(repr(tuple(int(n) for n in voxels.shape)).encode())
-    limit = np.iinfo(np.int32)
-    # Slice by slice: no second copy of the scan.
-    whole = voxels.dtype.kind in "iu" or all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
-    kind = np.int32 if whole and voxels.min() >= limit.min and voxels.max() <= limit.max else np.float32
-    for plane in voxels:
-        # + 0 turns minus zero into zero: equal voxels, equal hash.
-        digest.update(np.ascontiguousarray(plane.astype(kind) + kind(0)).tobytes())
-    return digest.hexdigest()
+    folder: Path | None = None  # where the case table will lie; None: no pictures are drawn
+    classes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # name -> label values; empty: any value goes
+    samples: int = 0  # voxels that a case gives to the fingerprint; 0: nothing is measured
+    memory: Memory | None = None
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by case, of those that can be used
 
 
 def examine(
@@ -77,40 +72,62 @@ def examine(
     root: Path,
     identity: Identity,
     merger: ClassFiles | None = None,
-    folder: Path = Path(),
+    notes: Notes | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
 
-    `merger` is needed for entries with a file per class; their label is what it merges. `folder` is where the case
-    table will lie; the lists of DICOM series are written below it, into `series/`.
+    `merger` is needed for entries with a file per class; their label is what it merges. Pictures of what is set aside
+    are drawn below the folder of `notes`, into `quarantine/`, lists of DICOM series into `series/`. `notes` is filled.
 
-    The second case with the voxels of an earlier one is set aside: twins in training and test would leak.
+    The second case with the voxels of an earlier one, turned or not, is set aside: twins in training and test leak.
     """
+    notes = notes or Notes()
+    pictures = None if notes.folder is None else notes.folder / "quarantine"
     seen: dict[str, str] = {}
     for entry in entries:
         try:
-            row = _row(entry, root, identity, merger, folder)
+            row, measured = _remembered(entry, root, identity, merger, notes)
         except Refusal as refusal:
-            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal))
+            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal), pictures)
             continue
-        twin = seen.setdefault(row["content_sha256"], entry.case)
+        twin = seen.setdefault(row["twin_sha256"], entry.case)
         if twin != entry.case:
             sentence = f"{row['image']} holds the same voxels as case {twin}: keep one of the two"
-            yield "quarantine", _defect(entry, root, identity.dataset, sentence)
+            yield "quarantine", _defect(entry, root, identity.dataset, sentence, pictures)
         else:
+            # Numbers of Python's own would take eight times the memory in ten thousand cases.
+            compact = {key: np.array(measured[key], np.float32) for key in ("all", "foreground") if key in measured}
+            notes.measures[entry.case] = measured | compact
             yield "case", row
 
 
-def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, folder: Path) -> dict[str, Any]:
+def _remembered(
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives the row and the measures of a case, from memory where its files are the same as then."""
+    # Files per class are remembered by what merges them; a series is looked at again where its list is gone.
+    forget = entry.parts or (entry.slices and not _list_of(entry, notes).is_file())
+    files = [] if forget else [*(entry.slices or entry.channels or (entry.image,)), *filter(None, [entry.label])]
+    key = notes.memory.key(root, files, [list(entry), _from_here(root)]) if notes.memory and files else None
+    kept = notes.memory.get(key) if notes.memory else None
+    if kept is None:
+        kept = _row(entry, root, identity, merger, notes)
+        if notes.memory:
+            notes.memory.keep(key, kept)
+    return kept[0], kept[1]
+
+
+def _row(
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
+) -> tuple[dict[str, Any], dict[str, Any]]:
     if entry.defect:
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
     patient = entry.patient if entry.patient and identity.patient is None else identity.patient_of(entry.case)
-    files = _files(entry, root, folder)
-    scan = channels.join([str(file) for file in files])
-    image, content = _read(scan, identity.channels)
+    files = _files(entry, root, notes)
+    image, content, twin, repairs = _read(channels.join([str(file) for file in files]), identity.channels)
     grid = volume.Grid.of(image)
-    label, repairs = _label(entry, root, grid, merger)
-    return {
+    label, repaired, values = _label(entry, root, grid, merger, notes.classes)
+    row = {
         "case": entry.case,
         "dataset": identity.dataset,
         "patient": patient,
@@ -121,32 +138,49 @@ def _row(entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
         "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
         "content_sha256": content,
-        "repairs": "; ".join(repairs),
+        "twin_sha256": twin,
+        # Scan and label of one export share what is wrong with them.
+        "repairs": "; ".join(dict.fromkeys(repairs + repaired)),
     }
+    return row, fingerprint.measure(image, values, notes.classes, notes.samples) if notes.samples else {}
 
 
-def _files(entry: Entry, root: Path, folder: Path) -> list[Path]:
+def _list_of(entry: Entry, notes: Notes) -> Path:
+    return (notes.folder or Path()) / "series" / f"{entry.case}{series.SUFFIX}"
+
+
+def _files(entry: Entry, root: Path, notes: Notes) -> list[Path]:
     """Names the files that stand for a case's image: itself, its channels', or the list of a DICOM series.
 
     A series is checked here, before its list is written.
     """
     if not entry.slices:
         return [root / file for file in entry.channels or (entry.image,)]
-    path = folder / "series" / f"{entry.case}{series.SUFFIX}"
+    path = _list_of(entry, notes)
     series.write([root / file for file in entry.slices], path, f"{root / entry.image}: series {entry.case}")
     return [path]
 
 
-def _read(scan: str, count: int) -> tuple[sitk.Image, str]:
-    """Reads all channels: (the first one; a hash of the content of all)."""
-    rest = channels.read_channels(scan, count)
-    first = next(rest)
-    content = content_sha256(first)
-    return first, content if count == 1 else sha256_of_json([content, *map(content_sha256, rest)])
+def _read(scan: str, count: int) -> tuple[sitk.Image, str, str, list[str]]:
+    """Reads all channels: (the first one; hashes of the content of all, and of their twins; repairs made)."""
+    rest = channels.open_channels(scan, count)
+    first, repairs = next(rest)
+    content, twins = [content_sha256(first)], [twin_sha256(first)]
+    for channel, made in rest:
+        content, twins, repairs = [*content, content_sha256(channel)], [*twins, twin_sha256(channel)], repairs + made
+    if count == 1:
+        return first, content[0], twins[0], repairs
+    return first, sha256_of_json(content), sha256_of_json(twins), repairs
 
 
-def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | None) -> tuple[Path | None, list[str]]:
-    """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs)."""
+def _label(
+    entry: Entry,
+    root: Path,
+    image: volume.Grid,
+    merger: ClassFiles | None,
+    classes: Mapping[str, Sequence[int]],
+) -> tuple[Path | None, list[str], sitk.Image | None]:
+    """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs; its voxels)."""
     if entry.parts:
         if merger is None:
             raise ValueError(f"case {entry.case} has a file per class: give examine what merges them")
@@ -158,12 +192,14 @@ def _label(entry: Entry, root: Path, image: volume.Grid, merger: ClassFiles | No
                 f"{root / entry.image} has no label file of class {', '.join(lacking[:3])}{more}: restore it (all 0 "
                 "where the scan does not show the class), or take the class out of the dataset's 'classes'"
             )
-        return merger.merge(entry.case, files, image)
+        path, repairs = merger.merge(entry.case, files, image)
+        return path, repairs, volume.read_label(path, verify=False)[0]
     if entry.label is None:
-        return None, []
+        return None, [], None
     path = root / entry.label
     label, repairs = volume.read_label(path)
-    return path, repairs + fit(path, volume.Grid.of(label), image)
+    repairs += fit(path, volume.Grid.of(label), image)
+    return path, repairs + check_values(path, count_values(label), classes), label
 
 
 def _from_here(path: Path) -> str:
@@ -172,12 +208,26 @@ def _from_here(path: Path) -> str:
     return Path(path).as_posix() if relative.startswith("..") else Path(relative).as_posix()
 
 
-def _defect(entry: Entry, root: Path, dataset: str, sentence: str) -> dict[str, Any]:
-    """Splits a refusal's sentence, 'file ... defect: advice', into columns."""
+def _defect(entry: Entry, root: Path, dataset: str, sentence: str, pictures: Path | None) -> dict[str, Any]:
+    """Splits a refusal's sentence, 'file ... defect: advice', into columns, and draws what can be read."""
     defect, _, advice = sentence.rpartition(": ")
     labels = [entry.label or entry.image, *(file for _, file in entry.parts)]
     named = next((file for file in labels if str(root / file) in sentence), entry.image)
     for file in (root / entry.image, root / named):
         defect = defect.removeprefix(str(file)).lstrip(": ")
-    file_ = _from_here(root / named)
-    return {"case": entry.case, "dataset": dataset, "file": file_, "defect": defect, "advice": advice}
+    row = {"case": entry.case, "dataset": dataset, "file": _from_here(root / named), "defect": defect, "advice": advice}
+    drawn = (
+        ""
+        if pictures is None
+        else _draw([root / file for file in dict.fromkeys((entry.image, named))], entry, pictures)
+    )
+    return row | {"picture": drawn}
+
+
+def _draw(files: list[Path], entry: Entry, pictures: Path) -> str:
+    """Draws a case that was set aside; several may claim one name."""
+    number, png = 1, pictures / f"{entry.case}.png"
+    while png.exists():
+        number += 1
+        png = pictures / f"{entry.case}-{number}.png"
+    return _from_here(png) if snapshots.write_planes(files, png) else ""

@@ -4,7 +4,7 @@ Axes: Z Y X voxels.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ import SimpleITK as sitk
 
 from voxprior.data import volume
 from voxprior.data.files import sha256_of, sha256_of_json
+from voxprior.data.repairs import FAR_VOX, NEAR_VOX
 from voxprior.errors import Refusal
 from voxprior.whole import write_json
-
-FAR_VOX = 0.25  # a label map shifted by more than this against its image is another scan's, or a wrong header
-NEAR_VOX = 1e-3  # less is rounding: NIfTI stores float32
 
 
 def fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
@@ -38,6 +36,58 @@ def fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
             "on one grid, or correct the header that is wrong"
         )
     return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
+
+
+def count_values(label: sitk.Image) -> np.ndarray[Any, Any]:
+    """Counts the voxels of every value from 0 to 65535, plane by plane."""
+    counts = np.zeros(1 << 16, np.int64)
+    for plane in sitk.GetArrayViewFromImage(label):
+        found = np.bincount(plane.ravel())
+        counts[: len(found)] += found
+    return counts
+
+
+def check_values(path: Path, counts: np.ndarray[Any, Any], classes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Compares the values in a label map with the dataset's classes; names what becomes background.
+
+    Args:
+        path: the file, for the message.
+        counts: voxels of each value, see `count_values`.
+        classes: class name -> its values; empty: nothing is known of them.
+
+    Raises:
+        Refusal: values beside 0, and none of them belongs to a class: this is another dataset's map.
+    """
+    if not classes:
+        return []
+    known = {value for values in classes.values() for value in values}
+    present = [int(value) for value in np.flatnonzero(counts) if value]
+    strange = [value for value in present if value not in known]
+    if not present:
+        return ["the label map is empty, every voxel is background"]
+    shown = ", ".join(map(str, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+    if len(strange) == len(present):
+        raise Refusal(
+            f"{path} holds the label values {shown} and none of the dataset's classes: correct 'classes' in the "
+            "dataset's file, or the label map"
+        )
+    voxels = int(counts[strange].sum())
+    return [f"label values of no class ({shown}; {voxels} voxels) read as background"] if strange else []
+
+
+def to_own_values(labels_ZYX: np.ndarray[Any, Any], values: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+    """Turns the study's class ids back into the values of a dataset's own files: the inverse of preparing labels.
+
+    Args:
+        labels_ZYX: ids 0, 1, ..., K.
+        values: `values[i]` lists the dataset's values of class i + 1. Of a class with several values the first is
+            taken: which of them a voxel had cannot be known. A class that the dataset does not have becomes 0.
+
+    Returns:
+        uint8, or uint16 where a value needs it.
+    """
+    own = np.array([0, *(some[0] if some else 0 for some in values)])
+    return own.astype(np.uint8 if own.max() <= 255 else np.uint16)[labels_ZYX]
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,27 @@ instead; mixing the two shifts a segmentation by up to half a voxel. `to_native`
 Axes: arrays are Z Y X; SimpleITK's sizes, spacings and origins are x y z.
 """
 
-import contextlib
-import gzip
 import itertools
-import math
 import os
-import struct
-import zlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import resample, series
+from voxprior.data import nifti, repairs, resample, series
 from voxprior.errors import Refusal
 
-SPACING_MM = (0.01, 50.0)  # anything beyond is a header error: metres, micrometres, or a missing field
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
 
+COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world to ours
+
+# Without this ITK gives up on a sform that is a rotation but for rounding; `repairs` decides which ones pass.
+os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
 # ITK prints header warnings of several lines for files that are then refused, or read, in one sentence here.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -92,21 +92,23 @@ def stem(path: str | Path) -> str:
 
 # ------------------------------------------------------------------------------------------------- reading
 def read_scan(path: str | Path, verify: bool = True) -> sitk.Image:
-    """Reads a scan and refuses what cannot be one.
+    """Reads a scan and refuses what cannot be one; `open_scan` without the list of repairs."""
+    return open_scan(path, verify)[0]
+
+
+def open_scan(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[str]]:
+    """Reads a scan and refuses what cannot be one: (the image with its own pixel type, repairs made).
 
     Args:
         path: any file that SimpleITK reads.
         verify: read the bytes once more, for what SimpleITK overlooks (truncated gzip, NaN in NIfTI); a caller may
             skip this for files that `intake` has passed.
 
-    Returns:
-        The image with its own pixel type.
-
     Raises:
-        Refusal: missing, empty, damaged or no image; not three-dimensional; spacing zero, negative or absurd; one
-            slice; NaN or infinite values; all voxels equal.
+        Refusal: missing, not readable, empty, damaged or no image; not three-dimensional; spacing zero, negative or
+            absurd; geometry that `repairs` does not mend; one slice; NaN or infinite values; all voxels equal.
     """
-    image = _read(path, verify)
+    image, made = _read(path, verify)
     voxels = sitk.GetArrayViewFromImage(image)
     # A sum is NaN or infinite if any voxel is: it needs no array of booleans as large as the scan.
     if voxels.dtype.kind == "f" and not np.isfinite(voxels.sum(dtype=np.float64)):
@@ -114,7 +116,7 @@ def read_scan(path: str | Path, verify: bool = True) -> sitk.Image:
         raise Refusal(f"{path} holds {bad} voxels that are NaN or infinite: export the scan again without them")
     if voxels.min() == voxels.max():
         raise Refusal(f"{path} is constant, every voxel is {voxels.flat[0]}: export the scan again or remove it")
-    return image
+    return image, made
 
 
 def read_label(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[str]]:
@@ -123,100 +125,72 @@ def read_label(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[
     Whole numbers stored as floats are turned into integers, and the repair is named. A label map may be empty.
 
     Raises:
-        Refusal: as `read_scan`, except constant; negative values, fractions, NaN, or values above 65535.
+        Refusal: as `open_scan`, except constant; negative values, fractions, NaN, or values above 65535.
     """
-    image = _read(path, verify)
+    image, made = _read(path, verify)
     voxels = sitk.GetArrayViewFromImage(image)
-    repairs = []
     if voxels.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            whole = bool(np.array_equal(voxels, np.rint(voxels)))
+            # Plane by plane: no second copy of a label map that is already too large.
+            whole = all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
         if not whole:
             raise Refusal(f"{path} holds label values that are not whole numbers: export the labels as integers")
-        repairs.append(f"label values stored as {voxels.dtype} read as integers")
+        made = [*made, f"label values stored as {voxels.dtype} read as integers"]
     low, high = voxels.min(), voxels.max()
     if low < 0:
         raise Refusal(f"{path} holds the negative label value {low}: give background 0 and classes 1, 2, ...")
     if high > np.iinfo(np.uint16).max:
         raise Refusal(f"{path} holds the label value {high}, above 65535: check that it is a label map")
-    return sitk.Cast(image, sitk.sitkUInt8 if high <= 255 else sitk.sitkUInt16), repairs
+    return sitk.Cast(image, sitk.sitkUInt8 if high <= 255 else sitk.sitkUInt16), made
 
 
-def _read(path: str | Path, verify: bool) -> sitk.Image:
+def _read(path: str | Path, verify: bool) -> tuple[sitk.Image, list[str]]:
+    """Reads an image once its header has passed: the dear checks come last."""
     path = Path(path)
     if path.name.endswith(series.SUFFIX):
-        return series.read(path)
-    if not path.is_file():
-        raise Refusal(f"{path} is missing: restore it or fetch the dataset again")
-    if path.stat().st_size == 0:
-        raise Refusal(f"{path} has zero bytes: copy or export it again")
-    if verify:
-        _check_stream(path)
+        return series.read(path), []
+    _check_file(path)
+    header = nifti.read_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
     try:
+        # What the file stores first: the reader mends some of it without a word, and complains of the rest in many.
+        direction, made = _check_stored(path, header) if header and header.dimension == 3 else (None, [])
         reader.ReadImageInformation()
         _check_header(path, reader)
-        return reader.Execute()
+        if direction is None:
+            direction, turned = repairs.straighten(path, reader.GetDirection())
+            made = made + turned
+        if verify:
+            nifti.check_stream(path, header)
+        image = reader.Execute()
     except RuntimeError as error:
-        reason = str(error).strip().rsplit("\n", 1)[-1].rsplit("ERROR: ", 1)[-1]
-        raise Refusal(f"{path} cannot be read as an image ({reason}): export it again as NIfTI or NRRD") from None
+        if verify:  # a broken stream explains more than what SimpleITK says of it
+            nifti.check_stream(path, header)
+        raise Refusal(f"{path} cannot be read as an image ({_reason(error)}): export it again as NIfTI") from None
+    image.SetDirection(direction)
+    return image, made
 
 
-def _check_stream(path: Path) -> None:
-    """Reads a file's bytes once: checks a gzip's checksum, and looks for NaN in a NIfTI.
-
-    SimpleITK fills what a truncated gzip lacks, and its NIfTI reader turns NaN and infinite values into 0, both without
-    a word.
-    """
-    header = _nifti_header(path)
-    bad = 0
-    with _opened(path) as stream:
-        if header is not None:
-            stream.read(header.data_byte)
-        while block := stream.read(1 << 20):
-            if header is not None and header.number is not None:
-                whole = len(block) - len(block) % header.number.itemsize
-                values = np.frombuffer(block[:whole], header.number)
-                bad += int(values.size - np.count_nonzero(np.isfinite(values)))
-    if bad:
-        raise Refusal(f"{path} holds {bad} voxels that are NaN or infinite: export the scan again without them")
+def _reason(error: RuntimeError) -> str:
+    """Takes the telling line out of what ITK says, without the address of its object."""
+    lines = str(error).strip().rsplit("ERROR: ", 1)[-1].splitlines()
+    telling = [line for line in lines if not line.startswith("Reason:")] or lines
+    return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", telling[-1]).strip(" .")
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file, through gzip by its suffix."""
+def _check_file(path: Path) -> None:
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]
-    except gzip.BadGzipFile:
-        raise Refusal(f"{path} is no gzip file or is damaged: copy it again or give it its true suffix") from None
-    except (EOFError, zlib.error):
-        raise Refusal(f"{path} is truncated or damaged: copy it again") from None
-
-
-class _Header(NamedTuple):
-    """What a NIfTI-1 header stores: spacing x y z, type of floating voxels, first byte of the voxels."""
-
-    spacing_mm: tuple[float, ...]
-    number: np.dtype[Any] | None
-    data_byte: int
-
-
-def _nifti_header(path: Path) -> _Header | None:
-    """Reads the raw header of a NIfTI-1; None for other formats."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return None
-    with _opened(path) as file:
-        header = file.read(348)
-    for order in "<>":
-        if len(header) == 348 and struct.unpack_from(order + "i", header)[0] == 348:
-            code = struct.unpack_from(order + "h", header, 70)[0]
-            number = {16: np.dtype(order + "f4"), 64: np.dtype(order + "f8")}.get(code)
-            start = struct.unpack_from(order + "f", header, 108)[0]
-            spacing = struct.unpack_from(order + "3f", header, 80)
-            return _Header(spacing, number, int(start) if math.isfinite(start) else 352)
-    return None
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing: restore it or fetch the dataset again") from None
+    except IsADirectoryError:
+        raise Refusal(f"{path} is a folder, not a file: correct the layout's templates") from None
+    except OSError as error:
+        raise Refusal(f"{path} cannot be opened ({error.strerror}): restore it or let this user read it") from None
+    if empty:
+        raise Refusal(f"{path} has zero bytes: copy or export it again")
 
 
 def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -224,23 +198,53 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
     if dimension != 3:
         hint = {2: "a single slice is not a volume, join the slices", 4: "save one frame or contrast as a 3-D file"}
         raise Refusal(f"{path} is {dimension}-D, not 3-D: {hint.get(dimension, 'save it as a 3-D file')}")
+    if reader.GetPixelID() in COMPLEX:
+        raise Refusal(f"{path} holds complex numbers: save their magnitude")
     if reader.GetNumberOfComponents() != 1:
         raise Refusal(f"{path} has {reader.GetNumberOfComponents()} values per voxel: save one channel as a 3-D file")
     if min(reader.GetSize()) < 2:
         raise Refusal(f"{path} has a single slice along one axis: a volume is needed, join the slices")
-    header = _nifti_header(path)
-    # The reader replaces a stored spacing of zero or NaN by 1 mm without a word.
-    spacing = (*reader.GetSpacing(), *(header.spacing_mm if header else ()))
-    wrong = [s for s in spacing if not SPACING_MM[0] <= s <= SPACING_MM[1]]
+    _check_spacing(path, reader.GetSpacing())
+    if not np.isfinite(reader.GetOrigin()).all():
+        raise Refusal(f"{path} has an origin that is not finite: correct the header")
+
+
+def _check_spacing(path: Path, spacing_mm: tuple[float, ...]) -> None:
+    low, high = repairs.SPACING_MM
+    wrong = [s for s in spacing_mm if not low <= s <= high]
     if wrong:
         raise Refusal(
-            f"{path} has a voxel spacing of {wrong[0]:g} mm, which must lie between {SPACING_MM[0]:g} and "
-            f"{SPACING_MM[1]:g}: correct the header"
+            f"{path} has a voxel spacing of {wrong[0]:g} mm, which must lie between {low:g} and {high:g}: "
+            "correct the header"
         )
 
 
+def _check_stored(path: Path, header: nifti.Header) -> tuple[tuple[float, ...] | None, list[str]]:
+    """Compares what sform, qform and pixdim of a NIfTI say: (direction of the sform or None, what was chosen).
+
+    Where sform and qform lead to the same axes, both lead to the same array, and the sform is taken, as by SimpleITK.
+
+    Raises:
+        Refusal: no spacing; sform and qform with other axes; sform sheared or with other voxel sizes.
+    """
+    _check_spacing(path, header.spacing_mm)
+    repairs.demand_grid(path, header.sform, header.qform)
+    sform, qform = header.sform, header.qform
+    if sform is None:
+        return None, [] if qform is not None else ["neither sform nor qform, axes taken as left, posterior, superior"]
+    if qform is not None and _lps_axes(TO_LPS @ sform[:, :3]) != _lps_axes(TO_LPS @ qform[:, :3]):
+        raise Refusal(
+            f"{path} has an sform and a qform that point its axes in different directions (left and right could be "
+            "exchanged): keep the one that is right"
+        )
+    matrix = TO_LPS @ sform[:, :3]
+    direction, made = repairs.straighten(path, tuple((matrix / np.linalg.norm(matrix, axis=0)).ravel()))
+    made = made + repairs.agree_on_spacing(path, header.spacing_mm, sform)
+    return direction, made if qform is None else made + repairs.tell_apart(sform, qform, min(header.spacing_mm))
+
+
 # ------------------------------------------------------------------------------------------------- orientation
-def _lps_axes(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+def _lps_axes(direction: tuple[float, ...] | np.ndarray[Any, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Finds, for each world axis x y z, the raw axis nearest to it and whether that axis runs backwards."""
     matrix = np.asarray(direction).reshape(3, 3)
     order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(matrix[axis, p[axis]]) for axis in range(3)))

@@ -19,18 +19,30 @@ PLANNED = {"glmae": "mae", "anatomask": "spark", "pgl": "byol"}
 BOUNDS = {"dice": (0.0, 1.0), "nsd": (0.0, 1.0), "hd95_mm": (0.0, np.inf)}
 
 
+def stamp_of(simulated: bool, leaks: int) -> str:
+    """Says what every table and figure of a study must say; empty for most.
+
+    Args:
+        simulated: the patients are made from few people.
+        leaks: scored cases that are learned from as well (`data/leakage.py`).
+    """
+    leaked = f"leakage: {leaks} scored case{'s' if leaks != 1 else ''} also learned from" if leaks else ""
+    return "; ".join(part for part in (STAMP if simulated else "", leaked) if part)
+
+
 class Settings(NamedTuple):
-    """How intervals are made; `simulated` leaves them empty and stamps every row."""
+    """How intervals are made; `simulated` leaves them empty and stamps every row, as `leaks` does."""
 
     confidence: float
     resamples: int
     seed: int
     simulated: bool
+    leaks: int = 0
 
     @property
     def stamp(self) -> str:
-        """What stands in every row of a study of simulated patients."""
-        return STAMP if self.simulated else ""
+        """What stands in every row of a study that is no evidence, or whose numbers are too good."""
+        return stamp_of(self.simulated, self.leaks)
 
 
 class Scores(NamedTuple):

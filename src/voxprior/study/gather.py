@@ -86,6 +86,15 @@ def read_json(path: Path) -> Any:
         raise Refusal(f"{path} is damaged: delete it and run the step that writes it") from None
 
 
+def read_leakage(results: Path) -> list[dict[str, Any]]:
+    """Reads which scored cases are learned from as well: {learned, scored, shared, folds}, one per pair.
+
+    Raises:
+        Refusal: missing or no JSON.
+    """
+    return list(read_json(results / "leakage.json")["found"])
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Reads a CSV table, empty cells as empty text.
 

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from voxprior.study import facts, gather, report, wording
-from voxprior.study.compare import STAMP
+from voxprior.study.compare import stamp_of
 
 
 def build(config: dict[str, Any], results: Path) -> str:
@@ -23,11 +23,13 @@ def build(config: dict[str, Any], results: Path) -> str:
     cases = gather.read_table(results / "intake" / study["dataset"] / "cases.csv")
     curves = gather.read_table(results / "tables" / "curves.csv").query("`class` == 'mean'")
     simulated = config["datasets"][study["dataset"]].get("simulate") is not None
-    titles = facts.titles(results, study)
+    titles, leaks = facts.titles(results, study), gather.read_leakage(results)
     context = {
         "study": study,
         "title": study["title"] or study["study"],
-        "stamp": STAMP if simulated else "",
+        "simulated": simulated,
+        "leaks": leaks,
+        "stamp": stamp_of(simulated, len(leaks)),
         "dataset": config["datasets"][study["dataset"]],
         "external": {name: config["datasets"][name] for name in study["external"]},
         "patients": cases["patient"].nunique(),

@@ -11,8 +11,9 @@ import jinja2
 import pandas as pd
 
 from voxprior.study import facts, figures, gather, pictures, wording
-from voxprior.study.compare import STAMP
+from voxprior.study.compare import stamp_of
 
+PICTURED = 40  # cases set aside that are shown: about 2 MB
 METRICS = ["dice", "nsd", "hd95_mm"]
 Picture = dict[str, str]
 
@@ -51,13 +52,17 @@ def build(config: dict[str, Any], results: Path, overlays: list[Overlay]) -> Rep
     titles, trainings = facts.titles(results, study), facts.runs(results, study)
     simulated = config["datasets"][study["dataset"]].get("simulate") is not None
     cases_sha256 = facts.case_list_sha256(results, study["dataset"])
-    mark = f"{study['study']} \u00b7 cases {cases_sha256[:10]}" + (f" \u00b7 {STAMP}" if simulated else "")
+    leaks = gather.read_leakage(results)
+    stamp = stamp_of(simulated, len(leaks))
+    mark = " \u00b7 ".join([study["study"], f"cases {cases_sha256[:10]}", *([stamp] if stamp else [])])
     drawn = _Drawn(mark, titles)
     rest, left_out = facts.quarantine(results, study)
     context = {
         "study": study,
         "title": study["title"] or study["study"],
-        "stamp": STAMP if simulated else "",
+        "simulated": simulated,
+        "leaks": leaks,
+        "stamp": stamp,
         "people": gather.read_table(results / "intake" / study["dataset"] / "cases.csv")["person"].nunique(),
         "backbones": [_backbone(config, name, tables, drawn, simulated) for name in study["inits"]],
         "overlays": _overlays(overlays, titles),
@@ -65,7 +70,7 @@ def build(config: dict[str, Any], results: Path, overlays: list[Overlay]) -> Rep
         "finetunings": [_finetuning(results, study, name, drawn) for name in study["inits"]],
         "loads": facts.load_reports(results, study),
         "counts": facts.case_counts(results, study),
-        "quarantine": rest,
+        "quarantine": [{**row, "src": _drawn_aside(row, number)} for number, row in enumerate(rest)],
         "quarantine_left_out": left_out,
         "datasets": config["datasets"],
         "costs": facts.costs(trainings),
@@ -192,6 +197,14 @@ def _overlays(overlays: list[Overlay], titles: dict[str, str]) -> list[dict[str,
 
 def _data_url(picture: figures.Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(figures.jpeg(picture)).decode()
+
+
+def _drawn_aside(row: dict[Any, Any], number: int) -> str:
+    """Embeds the picture that intake drew of a case it set aside; empty where there is none, or it is one too many."""
+    path = Path(str(row.get("picture") or ""))
+    if number >= PICTURED or path.suffix != ".png" or not path.is_file():
+        return ""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _pretraining(results: Path, backbone: str, init: str, drawn: _Drawn) -> dict[str, Any]:
