@@ -43,9 +43,9 @@ NAMES = {
 
 def test_the_promised_datasets_are_there():
     tasks = [dataset for dataset in DATASETS.values() if dataset.title.startswith("Medical Segmentation Decathlon")]
-    assert len(tasks) >= 8
+    assert len(tasks) == 10
     assert {"totalsegmentator", "totalsegmentator_mri", "amos22", "flare22", "acdc", "word"} <= set(DATASETS)
-    assert {"btcv", "hecktor22", "mmwhs_ct", "mmwhs_mr", "lits"} <= {
+    assert {"brats21", "btcv", "hecktor22", "mmwhs_ct", "mmwhs_mr", "lits"} <= {
         n for n, d in DATASETS.items() if d.source.kind == "manual"
     }
     assert "msd_liver" in DATASETS["lits"].source.steps
