@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import SimpleITK
 import yaml
 
 from voxprior.commands import init_study
@@ -107,11 +108,21 @@ def test_headers_tell_what_the_prepared_volume_will_be(tmp_path):
     assert np.allclose(header.spacing_zyx_mm, grid.spacing_zyx_mm)
 
 
+def test_a_header_of_another_format_than_its_suffix_is_refused(tmp_path):
+    voxels, _ = phantoms.make(0)
+    SimpleITK.WriteImage(volume.from_array(voxels, phantoms.grid_of(voxels.shape)), str(tmp_path / "a.nrrd"))
+    (entry,) = list_cases(Dataset.model_validate(FOLDER).layout, tmp_path, ["a.nrrd"])
+    assert survey.read_header(entry, tmp_path).shape_zyx == voxels.shape
+    os.replace(tmp_path / "a.nrrd", tmp_path / "a.nii")
+    with pytest.raises(Refusal, match=r"a\.nii cannot be read as an image"):
+        survey.read_header(entry._replace(image="a.nii"), tmp_path)
+
+
 FOLDER = {
     "title": "a",
     "modality": "ct",
     "source": {"kind": "folder", "path": "."},
-    "layout": {"kind": "folder", "images": "{case}.nii.gz"},
+    "layout": {"kind": "folder", "images": "{case}.n*"},
     "classes": {"a": [1]},
     "licence": "none",
 }

@@ -17,6 +17,7 @@ from voxprior.data.entries import Entry
 from voxprior.errors import Refusal
 
 FEW = 5  # scans, and label maps, that are read for their voxels
+FORMATS = {".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO", ".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
 AIR_HU = -200  # a scan that goes below is taken for CT
 
 Zyx = tuple[float, float, float]
@@ -61,18 +62,25 @@ def read_header(entry: Entry, root: Path) -> Header:
         size, spacing = (*first.GetSize()[:2], len(ordered)), (*first.GetSpacing()[:2], step_mm)
         return _turned(size, spacing, first.GetDirection(), 1)
     path = root / entry.image
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise Refusal(f"{path} cannot be read as an image: export it again as NIfTI or NRRD") from None
+    reader = _opened(path)
     size, dimension = reader.GetSize(), reader.GetDimension()
     if dimension not in (3, 4):
         raise Refusal(f"{path} is {dimension}-D, not 3-D: save it as a 3-D file")
     matrix = np.asarray(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
     direction = tuple(float(value) for value in matrix.ravel())
     return _turned(size[:3], reader.GetSpacing()[:3], direction, size[3] if dimension == 4 else 1)
+
+
+def _opened(path: Path) -> sitk.ImageFileReader:
+    """Reads a header by the format that the suffix says, which saves asking all others."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(next((io for suffix, io in FORMATS.items() if path.name.lower().endswith(suffix)), ""))
+    reader.SetFileName(os.fspath(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise Refusal(f"{path} cannot be read as an image: export it again as NIfTI or NRRD") from None
+    return reader
 
 
 def _turned(size: Sequence[int], spacing_mm: Sequence[float], direction: tuple[float, ...], channels: int) -> Header:
