@@ -24,9 +24,9 @@ from voxprior.whole import whole
 
 FORMAT = 1
 CHUNK_VOX = 64
-# Side of what is unpacked at least, and what sorts its bytes, by number type. Smaller blocks: less is unpacked in vain at
-# a crop's faces. Sorting: an image's lower bytes are noise, and are copied without being looked at; labels have but one
-# byte, and sorting them took four times as long as unpacking.
+# Side of what is unpacked at least, and what sorts its bytes, by number type. Smaller blocks: less is unpacked in vain
+# at a crop's faces. Sorting: an image's lower bytes are noise, and are copied without being looked at; labels have but
+# one byte, and sorting them took four times as long as unpacking.
 PACKING = {"int16": (16, blosc2.Filter.SHUFFLE), "uint8": (32, blosc2.Filter.NOFILTER)}
 TICK_NS = 50_000_000  # file systems count time in steps; two changes within one may look like one
 PLACES = 1024  # voxels remembered per class, for crops centred on a class without reading the label map
