@@ -1,6 +1,6 @@
 """Prepares one scan of 512 x 512 x 2400 and tells the most memory that took: `python benchmarks/large.py`.
 
-The scan and its labels are made of noise and boxes, written as `.nii.gz`, and prepared in a process of its own, which
+The scan and its labels are made of noise and boxes, written as `.nii`, and prepared in a process of its own, which
 says what it took. It also says how that compares to the promise: 3 times the scan as float32, and 400 MiB.
 """
 
@@ -32,7 +32,7 @@ def make(folder: Path, shape_zyx: tuple[int, int, int], spacing_zyx_mm: tuple[fl
     for array, name in ((voxels, "image"), (labels, "label")):
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(tuple(reversed(spacing_zyx_mm)))
-        sitk.WriteImage(image, str(folder / f"{name}.nii.gz"), useCompression=True, compressionLevel=1)
+        sitk.WriteImage(image, str(folder / f"{name}.nii"))
 
 
 def child(folder: Path, shape: str, spacing: str, to_mm: float) -> None:
@@ -40,7 +40,7 @@ def child(folder: Path, shape: str, spacing: str, to_mm: float) -> None:
     from voxprior.data import prepare
 
     row = {"case": "large", "patient": "1", "person": "1", "content_sha256": "1", "shape_zyx": shape}
-    row |= {"image": str(folder / "image.nii.gz"), "label": str(folder / "label.nii.gz"), "spacing_zyx_mm": spacing}
+    row |= {"image": str(folder / "image.nii"), "label": str(folder / "label.nii"), "spacing_zyx_mm": spacing}
     recipe = prepare.Recipe("k", (to_mm,) * 3, "window", -1000.0, 1000.0, tuple((n,) for n in range(1, 15)))
     began = time.process_time()
     entry = prepare.prepare_case(row, folder, recipe)

@@ -28,7 +28,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     phantoms.write_folder(folder / "scans", cases=2, orientation="LPS")
     entries = list(prepare.prepare_all(rows_of(folder / "scans"), folder / "p", RECIPE, 1))
-    write_json(folder / "p/index.json", {"format": 1, "key": "k1", "quantum": prepare.QUANTUM, "cases": entries})
+    write_json(
+        folder / "p/index.json", {"format": cache.FORMAT, "key": "k1", "quantum": prepare.QUANTUM, "cases": entries}
+    )
     return folder
 
 

@@ -35,7 +35,7 @@ class Pool(nn.Module):
 
     def __init__(self, stride: int) -> None:
         super().__init__()
-        self.unit_vox, self.width = stride, 3
+        self.unit_vox, self.width, self.channels_in = stride, 3, 1
         self.anything = nn.Parameter(torch.zeros(()))
 
     def forward(self, volume_BCZYX: Tensor) -> list[Tensor]:

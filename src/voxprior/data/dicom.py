@@ -53,8 +53,10 @@ def _series_of(root: Path, folder: str, listed: set[str], name: str) -> list[tup
     place = os.fspath(root / folder)
     found: list[tuple[list[str], str, str, str]] = []
     seen: list[str] = []
-    for uid in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(place)):
-        paths = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(place, uid)
+    with series.own_locale():
+        uids = sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(place))
+        named = [(uid, sitk.ImageSeriesReader.GetGDCMSeriesFileNames(place, uid)) for uid in uids]
+    for uid, paths in named:
         own = [file for path in paths if (file := f"{folder}/{os.path.basename(path)}".lstrip("/")) in listed]
         seen += own
         first = next((reader for file in own if (reader := series.header(root / file)) is not None), None)

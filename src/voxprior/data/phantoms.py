@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import volume
+from voxprior.data import series, volume
 
 SHAPE_ZYX = (24, 28, 26)
 SPACING_ZYX_MM = (3.0, 2.0, 2.0)
@@ -183,5 +183,6 @@ def write_series(folder: str | Path, scan: sitk.Image, number: int = 1, patient:
             plane.SetMetaData(key, value)
         # Names in another order than the slices: whoever sorts by name gets a scrambled volume.
         writer.SetFileName(str(folder / f"IM{(place * 7) % 101:03d}_{number}.dcm"))
-        writer.Execute(plane)
+        with series.own_locale():
+            writer.Execute(plane)
     return folder

@@ -6,9 +6,11 @@ list of its files, `<case>.series.json`, and read from the DICOM files each time
 Everything here that has an order of axes is x y z, as SimpleITK and DICOM have it.
 """
 
+import contextlib
 import json
+import locale
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +25,24 @@ APART = 0.01  # of the slice distance: how far a slice may lie from where it sho
 TURNED = 1e-3  # largest difference of two direction cosines
 
 
+@contextlib.contextmanager
+def own_locale() -> Iterator[None]:
+    """Gives the process its locale back: GDCM sets it to "C", after which Python reads text files as ASCII."""
+    mine = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, mine)
+
+
 def header(path: Path) -> sitk.ImageFileReader | None:
     """Reads the header of a DICOM file; None where it is no image."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(os.fspath(path))
     try:
-        reader.ReadImageInformation()
+        with own_locale():
+            reader.ReadImageInformation()
     except RuntimeError:
         return None
     return reader
@@ -179,7 +192,8 @@ def read(path: Path) -> sitk.Image:
     if len(pixels) > 1:  # every slice has a slope of its own, as in PET: one number type for all
         reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        image = reader.Execute()
+        with own_locale():
+            image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().rsplit("\n", 1)[-1].rsplit("ERROR: ", 1)[-1]
         raise Refusal(f"{path} lists files that cannot be read ({reason}): copy the series again") from None
