@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import series, volume
+from voxprior.data import volume
+from voxprior.data.series import own_locale
 
 SHAPE_ZYX = (24, 28, 26)
 SPACING_ZYX_MM = (3.0, 2.0, 2.0)
@@ -183,6 +184,6 @@ def write_series(folder: str | Path, scan: sitk.Image, number: int = 1, patient:
             plane.SetMetaData(key, value)
         # Names in another order than the slices: whoever sorts by name gets a scrambled volume.
         writer.SetFileName(str(folder / f"IM{(place * 7) % 101:03d}_{number}.dcm"))
-        with series.own_locale():
+        with own_locale():
             writer.Execute(plane)
     return folder
