@@ -156,7 +156,10 @@ def labels_linear(scan: Scan, absent: dict[str, str]) -> tuple[Subject, Subject]
     apart = float((found[inside] != expected[inside]).mean())
     assert apart <= 1e-3, f"{apart:.2%} of the labels are not one-hot linear"
     beyond = peak_mib(arms["ours"]) - found.nbytes / 2**20
-    facts = {"share unlike SimpleITK's one-hot": apart, "ours: peak beyond input and output, MiB": beyond}
+    facts = {
+        "share unlike SimpleITK's one-hot": apart,
+        "ours: peak beyond input and output, MiB (below 0: of memory that was there)": beyond,
+    }
     goals = [("ours", "SimpleITK, one-hot", 3.0)]
     return Subject("14 classes to 1.5 mm", arms, goals, facts), Subject(
         "14 classes to 1.5 mm, slow peer", slow, [("ours", "nnU-Net, no separate z", 20.0)], rounds=1
