@@ -16,10 +16,10 @@ from snakemake.utils import validate
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
 # Jobs call the `voxprior` of the environment that runs Snakemake; post-deploy scripts look for VOXPRIOR_HOME.
-os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", VOXPRIOR_HOME=str(ROOT))
-# Keeps freed memory, see docs/decisions.md. Both or neither: one alone switches off what glibc adapts by itself.
-for name, most in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
-    os.environ.setdefault(name, str(most))
+PATHS = [str(Path(sys.executable).parent), *os.get_exec_path()]
+os.environ.update(PATH=os.pathsep.join(PATHS), VOXPRIOR_HOME=str(ROOT))
+for key, size in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
+    os.environ.setdefault(key, str(size))  # keeps freed memory; both or neither: docs/decisions.md
 GPU = int(shutil.which("nvidia-smi") is not None)
 
 
@@ -98,10 +98,10 @@ def dataset_cards(name):
     if "simulate" in d:
         yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
         layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    same = {key: d[key] for key in ("channels", "classes", "modality", "patient", "person")}
-    yield f"intake/{name}", {"dataset": name, "layout": layout, "simulated": "simulate" in d, **same}
-    prepare = {"dataset": name, "classes": class_values(name), "channels": d["channels"], "prepare": STUDY["prepare"]}
-    yield f"prepare/{name}", prepare
+    d = d | {"dataset": name, "layout": layout, "simulated": "simulate" in d, "prepare": STUDY["prepare"]}
+    keys = ("dataset", "layout", "simulated", "channels", "classes", "modality", "patient", "person")
+    yield f"intake/{name}", {key: d[key] for key in keys}
+    yield f"prepare/{name}", {k: d[k] for k in ("dataset", "channels", "prepare")} | {"classes": class_values(name)}
 
 
 def network(backbone):
