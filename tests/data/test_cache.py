@@ -128,3 +128,22 @@ def test_files_do_not_depend_on_the_number_of_cores(tmp_path):
     three = cache.write_array(tmp_path / "a.b2nd", array, "k")
     blosc2.set_nthreads(before)
     assert one == three
+
+
+def test_what_is_learned_from_is_named_by_cases_order_content_and_what_else(index):
+    names = ["phantom_000", "phantom_002"]
+    key = cache.content_key(index, names, "encoder")
+    assert key == cache.content_key(index, list(names), "encoder")
+    others = [
+        (names[::-1], "encoder"),
+        (names[:1], "encoder"),
+        (names, None),
+        (["phantom_000", "phantom_001"], "encoder"),
+    ]
+    content = json.loads(index.read_text())
+    content["cases"][0]["label_sha256"] = "corrected"
+    write_json(index.parent / "other.json", content)
+    keys = {cache.content_key(index, *other) for other in others} | {
+        cache.content_key(index.parent / "other.json", names, "encoder")
+    }
+    assert len(keys) == 5 and key not in keys

@@ -168,7 +168,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(uninterrupted, tm
     assert digest(model) == uninterrupted[1]
 
 
-@pytest.mark.parametrize("harm", ["states", "journal", "card"])
+@pytest.mark.parametrize("harm", ["states", "journal", "card", "cases"])
 def test_without_a_good_state_the_run_starts_anew(uninterrupted, tmp_path, capsys, harm):
     _stopped_at(tmp_path, 6)
     changed = plan(tmp_path)
@@ -180,8 +180,10 @@ def test_without_a_good_state_the_run_starts_anew(uninterrupted, tmp_path, capsy
     elif harm == "journal":
         journal = tmp_path / "journal.jsonl"
         journal.write_bytes(journal.read_bytes().replace(b"loss", b"lass", 1))
-    else:
+    elif harm == "card":
         changed = replace(changed, card_hash="another")
+    else:
+        changed = replace(changed, reads="other cases")
     model = toy()
     loop.train(model, batches_until(20), changed)
     told = capsys.readouterr().err

@@ -25,7 +25,7 @@ def run(
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards
-    from voxprior.data.cache import read_index
+    from voxprior.data.cache import content_key, read_index
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
@@ -40,15 +40,15 @@ def run(
     network, report = _build(card, card_path, encoder)
     config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
     model, region = segment.Model(config, network), segment.region(config)
-    cuda = where.type == "cuda"
 
-    def batches(start: int) -> Any:
+    def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
         return regions(
             index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
             workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
         )  # fmt: skip
 
-    plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, f"finetune {card.init}")
+    name, reads = f"finetune {card.init}", content_key(index, cases, sha256_of(encoder) if encoder else None)
+    plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, name, reads=reads)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
@@ -64,7 +64,7 @@ def run(
     _write_model(output / "model.safetensors", network, about)
     write_json(output / "load_report.json", report)
     made_from = {"index": index, "splits": splits, "encoder": encoder}
-    inputs = {f"{name}_sha256": sha256_of(path) if path else None for name, path in made_from.items()}
+    inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
     told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told)
 

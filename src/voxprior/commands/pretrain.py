@@ -30,6 +30,7 @@ def run(
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards, methods
+    from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
@@ -56,7 +57,7 @@ def run(
 
     plan = Plan(
         steps, recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
-        rules=rules, compiler=_compiler(compiled, where),
+        rules=rules, compiler=_compiler(compiled, where), reads=content_key(index, pool),
     )  # fmt: skip
     before = _measures(model)
     outcome = train(model, batches, plan)
@@ -65,8 +66,7 @@ def run(
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
     inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
     told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
-    told["title"] = methods.load(card.method).TITLE
-    told["recipe"] = recipe.model_dump(mode="json")
+    told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
     told["measured"] = {"start": before, "end": _measures(model)}
     told["moved"] = _moved(model, build(card, card_path)[0])
     summary.publish(output, plan, told)

@@ -11,6 +11,7 @@ Axes: C channels, Z Y X voxels. Images are C Z Y X, one chunk per channel; label
 import functools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from voxprior.data.files import sha256_of
+from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
 from voxprior.whole import whole
 
@@ -96,6 +97,13 @@ def _read_index(path: str, changed: int) -> tuple[dict[str, Any], dict[str, dict
     if version != FORMAT:
         raise Refusal(f"{path} has format {version} and this voxprior reads {FORMAT}: delete it and rerun 'prepare'")
     return content, {entry["case"]: entry for entry in content.get("cases", [])}
+
+
+def content_key(index_path: str | Path, cases: Sequence[str], *more: str | None) -> str:
+    """Names what is learned from: these cases, in this order, as they are prepared now, and hashes of what else."""
+    index = read_index(index_path)
+    known = {entry["case"]: [entry["image_sha256"], entry["label_sha256"]] for entry in index["cases"]}
+    return sha256_of_json([index["quantum"], [[case, *known.get(case, [])] for case in cases], more])[:16]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _resume(
 ) -> tuple[int, dict[str, Any], list[Journal]]:
     """Brings model, optimiser and journals to where the newest good state was: (next step, told, [journal, clock])."""
     paths = [plan.work / "journal.jsonl", plan.work / "clock.jsonl"]
-    for step, saved in states.candidates(plan.work, plan.card_hash, plan.device):
+    for step, saved in states.candidates(plan.work, plan.key, plan.device):
         try:
             journals = [Journal(path, mark) for path, mark in zip(paths, saved["marks"], strict=True)]
         except Damaged as damage:
@@ -99,7 +99,7 @@ class _Run(Learner):
         told = {**self.told, "seconds": self.seconds(), "flops": self.flops}
         marks = [self.journal.mark(), self.clock.mark()]
         content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        states.save(self.plan.work, self.plan.card_hash, step, {**content, "marks": marks, "told": told})
+        states.save(self.plan.work, self.plan.key, step, {**content, "marks": marks, "told": told})
         self.saved = time.monotonic()
 
 

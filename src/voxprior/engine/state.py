@@ -42,19 +42,19 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def save(folder: Path, card_hash: str, step: int, content: State) -> Path:
+def save(folder: Path, key: str, step: int, content: State) -> Path:
     """Saves the state from which `step` is the next one to do, and removes all but the two newest.
 
     Args:
         folder: the run's working folder.
-        card_hash: names the run; a state of another run is never loaded.
+        key: names the run; a state of another run is never loaded.
         step: 0-based.
         content: tensors, numbers, strings, and dicts and lists of them; nothing else can be read back.
 
     Raises:
         Refusal: the disk is full. The states saved before are still there.
     """
-    state = {"format": 1, "card_hash": card_hash, "step": step, "content": content}
+    state = {"format": 1, "key": key, "step": step, "content": content}
     with whole(folder / "state.pt", need_bytes=_tensor_bytes(content)) as part:
         torch.save(state, part)
         name = f"state-{step:012d}-{_hash(part)}.pt"
@@ -64,7 +64,7 @@ def save(folder: Path, card_hash: str, step: int, content: State) -> Path:
     return path
 
 
-def _read(path: Path, card_hash: str, device: torch.device) -> tuple[int, State]:
+def _read(path: Path, key: str, device: torch.device) -> tuple[int, State]:
     """Reads one state.
 
     Raises:
@@ -78,16 +78,16 @@ def _read(path: Path, card_hash: str, device: torch.device) -> tuple[int, State]
         raise Damaged(f"{path} is not a state") from error
     if not isinstance(state, dict) or state.get("format") != 1:
         raise Damaged(f"{path} is not a state of this version")
-    if state["card_hash"] != card_hash:
-        raise Damaged(f"{path} belongs to another run (card {state['card_hash']}, not {card_hash})")
+    if state.get("key") != key:
+        raise Damaged(f"{path} belongs to another run (another card, or other cases)")
     return state["step"], state["content"]
 
 
-def candidates(folder: Path, card_hash: str, device: torch.device) -> Iterator[tuple[int, State]]:
+def candidates(folder: Path, key: str, device: torch.device) -> Iterator[tuple[int, State]]:
     """Yields (step, content) of the states that can be resumed from, newest first; warns of those that cannot."""
     for path in _newest_first(folder):
         try:
-            yield _read(path, card_hash, device)
+            yield _read(path, key, device)
         except Damaged as damage:
             print(f"voxprior: {damage}: it is not used", file=sys.stderr)
 

@@ -38,7 +38,7 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is and where it works. `card_hash` names it: only its own state is resumed.
+    """How long a run is and where it works. Only its own state is resumed: that of its card, and of what it `reads`.
 
     `compiler`: the backend by which torch compiles the model's networks; None: they run as they are written.
     """
@@ -53,6 +53,12 @@ class Plan:
     save_every_s: float = 300.0
     rules: Rules | None = None
     compiler: str | None = None
+    reads: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the run for its states: the card says nothing of the cases, and another list of them is another run."""
+        return f"{self.card_hash} {self.reads}".strip()
 
     @property
     def log_every(self) -> int:
