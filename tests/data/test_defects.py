@@ -26,8 +26,9 @@ COMMITTED = {row["defect"]: row for row in csv.DictReader(TABLE.open(encoding="u
 
 @pytest.mark.parametrize("one", corpus.DEFECTS, ids=lambda one: one.name)
 def test_what_is_broken_is_named_and_the_others_go_on(one, tmp_path, monkeypatch):
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)  # for the one that gives up its rights
+    for folder in (tmp_path, *tmp_path.parents):  # for the one that gives up its rights
+        if folder.owner() == tmp_path.owner() and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o055)
     monkeypatch.chdir(tmp_path)
     seen = corpus.run(one, tmp_path)
     assert seen.outcome == one.outcome, seen
