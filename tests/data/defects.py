@@ -744,9 +744,28 @@ def run(one: Defect, place: Path) -> Seen:
         os.chmod(open_to_all, 0o777)
     options = {"card": "card.json", "manifest": "raw/manifest.json"}
     options |= {name: f"intake/{name}.csv" for name in ("cases", "quarantine")}
+    if one.name == "not readable":
+        _load_all(card, options)
     with somebody() if one.name == "not readable" else contextlib.nullcontext():
         code, said = command("intake", *[word for name, path in options.items() for word in (f"--{name}", path)])
     return _judge(one, code, said, time.monotonic() - began)
+
+
+def _load_all(card: dict[str, Any], options: dict[str, str]) -> None:
+    """Shows another bad dataset to the command line: somebody without rights may not import what it imports."""
+    from voxprior.data import sources
+
+    here, other = Path.cwd(), Path("other")
+    other.mkdir()
+    os.chdir(other)
+    try:
+        write_dataset(Path("scans"))
+        bad_scan(Path("scans")).write_bytes(b"")
+        sources.write_manifest(Path("raw/manifest.json"), "own", Path("scans"), [])
+        Path("card.json").write_text(json.dumps(card))
+        command("intake", *[word for name, path in options.items() for word in (f"--{name}", path)])
+    finally:
+        os.chdir(here)
 
 
 def _judge(one: Defect, code: int, said: str, seconds: float) -> Seen:
