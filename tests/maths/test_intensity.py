@@ -75,7 +75,7 @@ def test_brightness_and_gamma_equal_slow_loops():
 
 def test_blur_equals_a_slow_loop_and_keeps_a_constant():
     before, sigma = volume()[:2], torch.tensor([0.5, 1.0])
-    after = intensity.gaussian(before, sigma)
+    after = intensity.gaussian(before, sigma[:, None].expand(-1, 3))
     for b, s in enumerate(sigma.tolist()):
         for z, y, x in ((0, 0, 0), (4, 3, 5), (7, 6, 8)):
             total = weights = 0.0
@@ -84,7 +84,7 @@ def test_blur_equals_a_slow_loop_and_keeps_a_constant():
                 total, weights = total + w * float(before[b, 0, i, j, k]), weights + w
             assert float(after[b, 0, z, y, x]) == pytest.approx(total / weights, abs=1e-5)
     constant = torch.full((1, 1, 5, 5, 5), 0.3)
-    torch.testing.assert_close(intensity.gaussian(constant, torch.tensor([0.8])), constant)
+    torch.testing.assert_close(intensity.gaussian(constant, torch.full((1, 3), 0.8)), constant)
 
 
 def test_noise_has_the_variance_that_was_drawn():

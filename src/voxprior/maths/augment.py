@@ -12,13 +12,13 @@ are uint8 with 255 where nothing is known.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from voxprior.maths import chance
+from voxprior.maths.intensity import along, gaussian, sometimes
 
 UNKNOWN = 255
 TIE = 1e-6  # label l counts this times l less, so that equal shares go to the lowest whatever the rounding
@@ -49,35 +49,12 @@ def _between(key_B: Tensor, stream: str, low: float, high: float, shape: tuple[i
     return low + (high - low) * chance.uniform(key_B, stream, shape)
 
 
-def _drawn(key_B: Tensor, stream: str, probability: float) -> tuple[Tensor, Tensor]:
-    """Lists the samples to work on (b,), and tells for each whether the effect is drawn for it (b,) bool.
-
-    On the CPU the list is the drawn ones alone, which saves work. Elsewhere it is every sample: asking which are drawn
-    would make the host wait for the device, and the meta device has no answer. The result is the same.
-    """
-    drawn_B = chance.uniform(key_B, stream + "/gate") < probability
-    if key_B.device.type != "cpu":
-        return torch.arange(key_B.shape[0], device=key_B.device), drawn_B
-    rows = drawn_B.nonzero()[:, 0]
-    return rows, drawn_B[rows]
-
-
 def _put(old_B: Tensor, rows: Tensor, drawn: Tensor, new: Tensor) -> Tensor:
     """Replaces the listed samples by `new` where the effect is drawn for them."""
     if old_B.device.type == "cpu":  # all that are listed are drawn
         return new if len(rows) == len(old_B) else old_B.index_copy(0, rows, new)
     drawn = drawn.view(-1, *[1] * (new.dim() - 1))
     return old_B.index_copy(0, rows, torch.where(drawn, new, old_B[rows]))
-
-
-def _intensity(
-    volume_BCZYX: Tensor, key_B: Tensor, stream: str, probability: float, effect: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Applies `effect(volume, key)` to the samples it is drawn for."""
-    rows, drawn = _drawn(key_B, stream, probability)
-    if rows.numel() == 0:
-        return volume_BCZYX
-    return _put(volume_BCZYX, rows, drawn, effect(volume_BCZYX[rows], key_B[rows]))
 
 
 def _per_sample(value_B: Tensor) -> Tensor:
@@ -126,7 +103,7 @@ def spatial(
         chance.uniform(key_B, f"augment/{name}/gate") < probability
         for name, probability in (("turn", how.turn), ("scale", how.scale), ("elastic", how.elastic))
     )
-    # On the CPU the drawn ones alone; elsewhere asking which would make the host wait (see `_drawn`).
+    # On the CPU the drawn ones alone; elsewhere asking which would make the host wait.
     rows, drawn = torch.arange(len(key_B), device=key_B.device), turned_B | scaled_B | bent_B
     if key_B.device.type == "cpu":
         rows = drawn.nonzero()[:, 0]
@@ -236,25 +213,13 @@ def _look_up(volume_BCZYX: Tensor, labels_BZYX: Tensor, at_B3ZYX: Tensor) -> tup
 
 
 # ------------------------------------------------------------------------------------------------- intensities
-def _times(volume_BCZYX: Tensor, matrix_BOI: Tensor, axis: int) -> Tensor:
-    """Multiplies one of the axes Z Y X by a matrix for each sample."""
-    name = "zyx"[axis]
-    return torch.einsum(f"bo{name},bczyx->bc{'zyx'.replace(name, 'o')}", matrix_BOI, volume_BCZYX)
-
-
 def blur(volume_BCZYX: Tensor, key_B: Tensor, probability: float, sigma_vox: tuple[float, float]) -> Tensor:
     """Blurs by a Gaussian, its sigma drawn between two numbers of voxels for each axis; at faces, real voxels count."""
 
     def effect(volume: Tensor, key: Tensor) -> Tensor:
-        sigma_B3 = _between(key, "augment/sigma", *sigma_vox, (3,))
-        for axis, size in enumerate(volume.shape[2:]):
-            voxel = torch.arange(size, device=key.device)
-            apart_OI = (voxel[:, None] - voxel).float()
-            weight_BOI = torch.exp(-0.5 * (apart_OI / sigma_B3[:, axis, None, None]).square())
-            volume = _times(volume, weight_BOI / weight_BOI.sum(-1, keepdim=True), axis)
-        return volume
+        return gaussian(volume, _between(key, "augment/sigma", *sigma_vox, (3,)))
 
-    return _intensity(volume_BCZYX, key_B, "augment/blur", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "augment/blur", probability, effect)
 
 
 def coarse_and_back(size: int, cells_B: Tensor) -> Tensor:
@@ -276,10 +241,10 @@ def low_resolution(volume_BCZYX: Tensor, key_B: Tensor, probability: float, coar
     def effect(volume: Tensor, key: Tensor) -> Tensor:
         share_B = _between(key, "augment/resolution", 1 / coarsest, 1.0)
         for axis, size in enumerate(volume.shape[2:]):
-            volume = _times(volume, coarse_and_back(size, (share_B * size).round().clamp(min=1)), axis)
+            volume = along(volume, coarse_and_back(size, (share_B * size).round().clamp(min=1)), axis)
         return volume
 
-    return _intensity(volume_BCZYX, key_B, "augment/low resolution", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "augment/low resolution", probability, effect)
 
 
 def brightness(volume_BCZYX: Tensor, key_B: Tensor, probability: float, change: float) -> Tensor:
@@ -288,7 +253,7 @@ def brightness(volume_BCZYX: Tensor, key_B: Tensor, probability: float, change: 
     def effect(volume: Tensor, key: Tensor) -> Tensor:
         return volume * _per_sample(_between(key, "augment/factor", 1 - change, 1 + change))
 
-    return _intensity(volume_BCZYX, key_B, "augment/brightness", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "augment/brightness", probability, effect)
 
 
 def contrast(volume_BCZYX: Tensor, key_B: Tensor, probability: float, slope: float, shift: float) -> Tensor:
@@ -299,7 +264,7 @@ def contrast(volume_BCZYX: Tensor, key_B: Tensor, probability: float, slope: flo
         factor = 1.0 + _per_sample(_between(key, "augment/slope", -slope, slope))
         return (volume - mean) * factor + (mean + _per_sample(_between(key, "augment/shift", -shift, shift)))
 
-    return _intensity(volume_BCZYX, key_B, "augment/contrast", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "augment/contrast", probability, effect)
 
 
 def gamma(volume_BCZYX: Tensor, key_B: Tensor, probability: float, strength: float, inverted: bool = False) -> Tensor:
@@ -315,7 +280,7 @@ def gamma(volume_BCZYX: Tensor, key_B: Tensor, probability: float, strength: flo
         volume = volume.clamp(0.0, 1.0)
         return 1 - (1 - volume).pow(exponent) if inverted else volume.pow(exponent)
 
-    return _intensity(volume_BCZYX, key_B, name, probability, effect)
+    return sometimes(volume_BCZYX, key_B, name, probability, effect)
 
 
 def noise(volume_BCZYX: Tensor, key_B: Tensor, probability: float, deviation: float) -> Tensor:
@@ -325,7 +290,7 @@ def noise(volume_BCZYX: Tensor, key_B: Tensor, probability: float, deviation: fl
         size = _per_sample(_between(key, "augment/noise/size", 0.0, deviation))
         return volume + size * _normal(key, "augment/noise", tuple(volume.shape[1:]))
 
-    return _intensity(volume_BCZYX, key_B, "augment/noise", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "augment/noise", probability, effect)
 
 
 def _normal(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:

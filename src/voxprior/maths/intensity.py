@@ -1,5 +1,8 @@
 """Intensity changes of the contrastive methods, batched on the device; all chance comes from keys.
 
+What every augmentation needs stands here too: an effect for some samples (`sometimes`), a matrix along an axis
+(`along`), a blur (`gaussian`).
+
 Every effect works about fixed numbers of the intensity window, never about the crop's own: two views of one place,
 of which one holds air and the other does not, would otherwise show the same tissue differently for that reason alone.
 
@@ -22,7 +25,7 @@ def _between(key_B: Tensor, stream: str, limits: tuple[float, float]) -> Tensor:
     return (limits[0] + (limits[1] - limits[0]) * chance.uniform(key_B, stream)).view(-1, 1, 1, 1, 1)
 
 
-def _sometimes(
+def sometimes(
     volume_BCZYX: Tensor, key_B: Tensor, stream: str, probability: float, effect: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Applies `effect(volume, key)` to the samples it is drawn for; the others stay bit for bit."""
@@ -43,17 +46,22 @@ def noise(volume_BCZYX: Tensor, key_B: Tensor, probability: float, variance: flo
         size = _between(key, "intensity/noise/variance", (0.0, variance)).sqrt()
         return volume + size * chance.normal(key, "intensity/noise", tuple(volume.shape[1:]))
 
-    return _sometimes(volume_BCZYX, key_B, "intensity/noise", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "intensity/noise", probability, effect)
 
 
-def gaussian(volume_BCZYX: Tensor, sigma_B: Tensor) -> Tensor:
-    """Blurs each sample by a Gaussian of its own sigma in voxels; near a face, the voxels that exist count alone."""
-    for axis, name in enumerate("zyx"):
-        voxel = torch.arange(volume_BCZYX.shape[2 + axis], device=sigma_B.device)
+def along(volume_BCZYX: Tensor, matrix_BOI: Tensor, axis: int) -> Tensor:
+    """Multiplies one of the axes Z Y X by a matrix for each sample."""
+    name = "zyx"[axis]
+    return torch.einsum(f"bo{name},bczyx->bc{'zyx'.replace(name, 'o')}", matrix_BOI, volume_BCZYX)
+
+
+def gaussian(volume_BCZYX: Tensor, sigma_B3: Tensor) -> Tensor:
+    """Blurs by Gaussians of the given sigmas, Z Y X in voxels; near a face, the voxels that exist count alone."""
+    for axis, size in enumerate(volume_BCZYX.shape[2:]):
+        voxel = torch.arange(size, device=sigma_B3.device)
         apart_OI = (voxel[:, None] - voxel).float()
-        weight_BOI = torch.exp(-0.5 * (apart_OI / sigma_B.view(-1, 1, 1)).square())
-        weight_BOI = weight_BOI / weight_BOI.sum(-1, keepdim=True)
-        volume_BCZYX = torch.einsum(f"bo{name},bczyx->bc{'zyx'.replace(name, 'o')}", weight_BOI, volume_BCZYX)
+        weight_BOI = torch.exp(-0.5 * (apart_OI / sigma_B3[:, axis, None, None]).square())
+        volume_BCZYX = along(volume_BCZYX, weight_BOI / weight_BOI.sum(-1, keepdim=True), axis)
     return volume_BCZYX
 
 
@@ -61,9 +69,9 @@ def blur(volume_BCZYX: Tensor, key_B: Tensor, probability: float, sigma_vox: tup
     """Blurs by a Gaussian whose sigma is drawn between two numbers of voxels."""
 
     def effect(volume: Tensor, key: Tensor) -> Tensor:
-        return gaussian(volume, _between(key, "intensity/sigma", sigma_vox).flatten())
+        return gaussian(volume, _between(key, "intensity/sigma", sigma_vox).view(-1, 1).expand(-1, 3))
 
-    return _sometimes(volume_BCZYX, key_B, "intensity/blur", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "intensity/blur", probability, effect)
 
 
 def brightness(
@@ -77,7 +85,7 @@ def brightness(
     def effect(volume: Tensor, key: Tensor) -> Tensor:
         return (zero + (volume - zero) * _between(key, "intensity/factor", factor)).clamp(0.0, 1.0)
 
-    return _sometimes(volume_BCZYX, key_B, "intensity/brightness", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "intensity/brightness", probability, effect)
 
 
 def gamma(volume_BCZYX: Tensor, key_B: Tensor, probability: float, power: tuple[float, float]) -> Tensor:
@@ -86,4 +94,4 @@ def gamma(volume_BCZYX: Tensor, key_B: Tensor, probability: float, power: tuple[
     def effect(volume: Tensor, key: Tensor) -> Tensor:
         return volume.clamp(0.0, 1.0).pow(_between(key, "intensity/power", power))
 
-    return _sometimes(volume_BCZYX, key_B, "intensity/gamma", probability, effect)
+    return sometimes(volume_BCZYX, key_B, "intensity/gamma", probability, effect)
