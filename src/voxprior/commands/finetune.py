@@ -31,6 +31,7 @@ def run(
     from voxprior.engine import device as devices
     from voxprior.engine import summary
     from voxprior.engine.loop import Plan, train
+    from voxprior.nets.weights import write_weights
     from voxprior.segment import model as segment
     from voxprior.whole import write_json
 
@@ -52,16 +53,9 @@ def run(
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
-    about = {
-        "card": content,
-        "card_hash": plan.card_hash,
-        "classes": card.classes,
-        "prepare": content["prepare"],
-        "window": list(card.crop_vox),
-        "versions": devices.versions(),
-        "training_cases": hashes,
-    }
-    _write_model(output / "model.safetensors", network, about)
+    about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
+    about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
+    write_weights(output / "model.safetensors", network.state_dict(), about)
     write_json(output / "load_report.json", report)
     made_from = {"index": index, "splits": splits, "encoder": encoder}
     inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
@@ -119,29 +113,12 @@ def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
 
     Nothing but safetensors is opened, and only the card's own pretraining is taken.
     """
-    from safetensors import SafetensorError, safe_open
+    from voxprior.nets.weights import read_weights
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("voxprior", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"{path} cannot be read as safetensors ({error}): run the pretraining again") from None
+    state, about = read_weights(path, "run the pretraining again")
     if card.init_card is not None and about.get("card_hash") != card.init_card:
         raise Refusal(
             f"{path} was made by the pretraining card {about.get('card_hash')}, not by {card.init_card}: run the "
             "pretraining again"
         )
     return state, about.get("tensors", list(state))
-
-
-def _write_model(path: Path, network: Any, about: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
-    from voxprior.whole import whole
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # One entry: safetensors writes several in random order, and the same run would give another file.
-    content = save(state, metadata={"voxprior": json.dumps(about)})
-    with whole(path, need_bytes=len(content)) as part:
-        part.write_bytes(content)

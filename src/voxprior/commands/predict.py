@@ -64,18 +64,12 @@ def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path,
 
 def _load(path: Path) -> tuple[Any, Any]:
     """Builds the network that the file describes and fills it: (network, the fine-tuning card it was trained by)."""
-    from safetensors import SafetensorError, safe_open
-
     from voxprior import cards
     from voxprior.configuration import validated
     from voxprior.nets.backbones import Backbone
+    from voxprior.nets.weights import read_weights
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("voxprior", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"{path} cannot be read as safetensors ({error}): run the fine-tuning again") from None
+    state, about = read_weights(path, "run the fine-tuning again")
     if "card" not in about:
         raise Refusal(f"{path} does not say which card it was trained by: run the fine-tuning again")
     card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", "run the fine-tuning again")

@@ -166,18 +166,12 @@ def _moved(model: Any, fresh: Any) -> dict[str, float]:
 
 
 def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str) -> None:
-    from safetensors.torch import save
-
     from voxprior.engine.device import versions
-    from voxprior.whole import whole
+    from voxprior.nets.weights import write_weights
 
     inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in inherited.items()}
-    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(state)}
-    # One entry: safetensors writes several in random order, and the same run would give another file.
-    content = save(state, metadata={"voxprior": json.dumps(about)})
-    with whole(path, need_bytes=len(content)) as part:
-        part.write_bytes(content)
+    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(inherited)}
+    write_weights(path, inherited, about)
 
 
 def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any]], plan: Any) -> None:
