@@ -49,6 +49,7 @@ class Defect(NamedTuple):
     after: Callable[[Path], None] | None = None
     patient: str | None = None
     archive: str = ""
+    channels: tuple[str, ...] = ("image",)
 
 
 class Seen(NamedTuple):
@@ -639,6 +640,134 @@ def _(folder):
         label.unlink()
 
 
+# ------------------------------------------------------------------------------------------------- DICOM series
+SERIES = {"kind": "dicom", "images": "dicom/{case}"}
+
+
+def series_of(folder: Path, seed: int, name: str, **more: Any) -> Path:
+    """Writes a phantom as a series, `IM<place>.dcm` below `dicom/<name>`."""
+    from voxprior.data import phantoms, volume
+
+    image = volume.from_array(phantom(seed)[0], phantoms.grid_of(SHAPE_ZYX, orientation=more.pop("axes", "LPS")))
+    return phantoms.write_series(folder / "dicom" / name, image[more.pop("cut", slice(None)), :, :], **more)
+
+
+def both_series(folder: Path, **more: Any) -> list[Path]:
+    """Writes a good series and another one: the other one's files in the order of their slices."""
+    series_of(folder, 0, GOOD)
+    return sorted(series_of(folder, 1, "bad", number=2, **more).iterdir())
+
+
+@defect("DICOM, two series in one folder", "accepted", layout=SERIES)
+def _(folder):
+    both_series(folder)
+    series_of(folder, 2, "bad", number=3)
+
+
+@defect("DICOM, a slice is missing", "quarantined", layout=SERIES)
+def _(folder):
+    both_series(folder, leave_out=5)
+
+
+@defect("DICOM, a slice stands twice", "quarantined", layout=SERIES)
+def _(folder):
+    files = both_series(folder)
+    files[3].with_name("copy.dcm").write_bytes(files[3].read_bytes())
+
+
+@defect("DICOM, slices of two sizes under one UID", "quarantined", layout=SERIES)
+def _(folder):
+    files = both_series(folder)
+    other = sorted(series_of(folder, 1, "other", number=2, cut=slice(0, 9)).iterdir())
+    files[-1].write_bytes(other[-1].read_bytes())
+    for path in other:
+        path.unlink()
+
+
+@defect("DICOM, slices of two orientations under one UID", "quarantined", layout=SERIES)
+def _(folder):
+    files = both_series(folder)
+    other = sorted(series_of(folder, 1, "other", number=2, axes="tilted").iterdir())
+    files[-1].write_bytes(other[-1].read_bytes())
+    for path in other:
+        path.unlink()
+
+
+@defect("DICOM, a slice of zeros", "quarantined", layout=SERIES)
+def _(folder):
+    both_series(folder)[2].write_bytes(b"\0" * 300)
+
+
+@defect("DICOM, a slice cut off", "quarantined", layout=SERIES)
+def _(folder):
+    path = both_series(folder)[2]
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@defect("DICOM, one slice only", "quarantined", layout=SERIES)
+def _(folder):
+    for path in both_series(folder)[1:]:
+        path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------- channels
+def four_d(path: Path, *channels: np.ndarray) -> Path:
+    """Writes channels along a fourth axis."""
+    images = [sitk.GetImageFromArray(channel.astype("f4")) for channel in channels]
+    for image in images:
+        image.SetSpacing(SPACING_XYZ_MM)
+    sitk.WriteImage(sitk.JoinSeries(images), str(path), useCompression=True)
+    return path
+
+
+def both_channels(folder: Path) -> Path:
+    """Gives both cases two channels along a fourth axis, without labels: the bad one's file."""
+    for seed, case in enumerate((GOOD, "bad")):
+        voxels = phantom(seed)[0]
+        four_d(folder / "images" / f"{case}.nii.gz", voxels, voxels[::-1])
+        (folder / "labels" / f"{case}.nii.gz").unlink()
+    return bad_scan(folder)
+
+
+TWO = ("first", "second")
+
+
+@defect("two channels, along a fourth axis", "accepted", channels=TWO)
+def _(folder):
+    both_channels(folder)
+
+
+@defect("two channels, truncated gzip", "quarantined", channels=TWO)
+def _(folder):
+    path = both_channels(folder)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@defect("two channels, NaN in the second", "quarantined", channels=TWO)
+def _(folder):
+    voxels = phantom(1)[0].astype("f4")
+    broken = voxels.copy()
+    broken[2, 3, 4] = np.nan
+    four_d(both_channels(folder), voxels, broken)
+
+
+@defect("two channels, the second is constant", "quarantined", channels=TWO)
+def _(folder):
+    voxels = phantom(1)[0]
+    four_d(both_channels(folder), voxels, np.zeros_like(voxels))
+
+
+@defect("two channels, three in the file", "quarantined", channels=TWO)
+def _(folder):
+    voxels = phantom(1)[0]
+    four_d(both_channels(folder), voxels, voxels[::-1], voxels)
+
+
+@defect("two channels, a spacing of zero", "quarantined", channels=TWO)
+def _(folder):
+    poke(both_channels(folder), (80, "f", 0.0))
+
+
 # ------------------------------------------------------------------------------------------------- whole datasets
 @defect("no case at all", "refused")
 def _(folder):
@@ -738,6 +867,7 @@ def run(one: Defect, place: Path) -> Seen:
     if one.after:
         one.after(folder)
     card = {"dataset": "own", "layout": one.layout, "classes": one.classes, "patient": one.patient}
+    card |= {"channels": one.channels}
     Path("card.json").write_text(json.dumps(card))
     Path("intake").mkdir(mode=0o777)
     for open_to_all in (place, Path("intake")):

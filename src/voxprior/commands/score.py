@@ -73,7 +73,7 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
         raise Refusal(f"{prediction_path} is missing, the prediction of case '{row['case']}': rerun 'predict'")
     label, _ = volume.read_label(row["label"])
     prediction, _ = volume.read_label(prediction_path)
-    _refuse_other_grid(prediction_path, volume.Grid.of(prediction), row["label"], volume.Grid.of(label))
+    volume.Grid.of(prediction).demand_same(prediction_path, volume.Grid.of(label), row["label"], "rerun 'predict'")
     values, classes = content.datasets[row["dataset"]], len(content.classes)
     to_id = np.zeros(1 << 16, dtype=np.uint8)
     kept = np.zeros(1 << 16, dtype=np.uint8)  # what this dataset does not label is no mistake: it becomes background
@@ -97,18 +97,3 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
                 text = "" if np.isnan(score) else f"{score:.8g}"
                 rows.append((row["dataset"], row["case"], row["patient"], name, metric, text, flag))
     return rows
-
-
-def _refuse_other_grid(prediction_path: Path, prediction: Any, label_path: str, label: Any) -> None:
-    """Compares where the corner voxels are in the world, as strictly as intake compares a label map with its scan."""
-    import numpy as np
-
-    from voxprior.data.repairs import FAR_VOX
-    from voxprior.errors import Refusal
-
-    if prediction.size_xyz != label.size_xyz:
-        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (prediction, label)]
-        raise Refusal(f"{prediction_path} has {shapes[0]} voxels where {label_path} has {shapes[1]}: rerun 'predict'")
-    apart_mm = float(np.abs(prediction.corners_mm() - label.corners_mm()).max())
-    if apart_mm > FAR_VOX * min(label.spacing_xyz_mm):
-        raise Refusal(f"{prediction_path} lies up to {apart_mm:.3g} mm beside {label_path}: rerun 'predict'")

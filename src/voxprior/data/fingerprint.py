@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from voxprior.data import volume
+from voxprior.data.labels import count_values
 
 FORMAT = 1
 SAMPLES = 1000  # voxels of each case from which percentiles are taken, however many cases there are
@@ -47,10 +48,7 @@ def measure(
     known = np.zeros(1 << 16, bool)
     known[[value for values in classes.values() for value in values]] = True
     ids = sitk.GetArrayViewFromImage(label)
-    counts = np.zeros(1 << 16, np.int64)
-    for plane in ids:
-        found = np.bincount(plane.ravel())
-        counts[: len(found)] += found
+    counts = count_values(label)
     voxel_ml = math.prod(raw.spacing_xyz_mm) / 1000
     inside = int(counts[known].sum())
     return {

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from voxprior.data import volume
 from voxprior.data.files import sha256_of, sha256_of_json
-from voxprior.data.repairs import FAR_VOX, NEAR_VOX
+from voxprior.data.repairs import NEAR_VOX
 from voxprior.errors import Refusal
 from voxprior.whole import write_json
 
@@ -23,18 +23,11 @@ def fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
     """Checks that a label map lies on its image, by where the corner voxels are in the world; names a repair.
 
     Raises:
-        Refusal: another number of voxels, or a corner further away than `FAR_VOX`.
+        Refusal: another number of voxels, or a corner further away than `repairs.FAR_VOX`.
     """
-    if label.size_xyz != image.size_xyz:
-        shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (label, image)]
-        raise Refusal(f"{path} has {shapes[0]} voxels where its image has {shapes[1]}: export both on one grid")
-    apart_mm = float(np.abs(label.corners_mm() - image.corners_mm()).max())
+    advice = "export both on one grid, or correct the header that is wrong"
+    apart_mm = label.demand_same(path, image, "its image", advice)
     voxel_mm = min(image.spacing_xyz_mm)
-    if apart_mm > FAR_VOX * voxel_mm:
-        raise Refusal(
-            f"{path} lies up to {apart_mm:.3g} mm beside its image (spacing, origin or direction differ): export both "
-            "on one grid, or correct the header that is wrong"
-        )
     return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
 
 

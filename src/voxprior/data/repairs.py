@@ -8,6 +8,7 @@ right: the case is set aside.
 Axes: x y z, as files have them; columns of a direction are the voxel axes.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def straighten(path: Path, direction: tuple[float, ...]) -> tuple[tuple[float, .
         return direction, []
     said = f"axes up to {degrees:.2g} degrees beside a right-angled grid, turned to the nearest one"
     return tuple(float(value) for value in rotation.ravel()), [said]
+
+
+def lps_axes(direction: tuple[float, ...] | Matrix) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Finds, for each world axis x y z, the raw axis nearest to it and whether that axis runs backwards."""
+    matrix = np.asarray(direction).reshape(3, 3)
+    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(matrix[axis, p[axis]]) for axis in range(3)))
+    return order, tuple(bool(matrix[axis, order[axis]] < 0) for axis in range(3))
 
 
 def demand_grid(path: Path, sform: Matrix | None, qform: Matrix | None) -> None:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import series, volume
+from voxprior.data import checks, series, volume
 from voxprior.data.entries import Entry
 from voxprior.errors import Refusal
 
 FEW = 5  # scans, and label maps, that are read for their voxels
-FORMATS = {".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO", ".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
 AIR_HU = -200  # a scan that goes below is taken for CT
 
 Zyx = tuple[float, float, float]
@@ -72,10 +71,7 @@ def read_header(entry: Entry, root: Path) -> Header:
 
 
 def _opened(path: Path) -> sitk.ImageFileReader:
-    """Reads a header by the format that the suffix says, which saves asking all others."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(next((io for suffix, io in FORMATS.items() if path.name.lower().endswith(suffix)), ""))
-    reader.SetFileName(os.fspath(path))
+    reader = checks.reader_of(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError:

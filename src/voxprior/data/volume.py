@@ -13,8 +13,7 @@ Axes: arrays are Z Y X; SimpleITK's sizes, spacings and origins are x y z.
 
 import itertools
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from voxprior.data import nifti, repairs, resample, series
+from voxprior.data import checks, nifti, repairs, resample, series
 from voxprior.errors import Refusal
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
-
-COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
-TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world to ours
+SUFFIXES = tuple(checks.FORMATS)
 
 # Without this ITK gives up on a sform that is a rotation but for rounding; `repairs` decides which ones pass.
 os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
@@ -77,6 +73,22 @@ class Grid:
         matrix = np.asarray(self.direction).reshape(3, 3)
         return np.asarray(self.origin_xyz_mm) + (index * self.spacing_xyz_mm) @ matrix.T
 
+    def demand_same(self, path: str | Path, other: "Grid", what: str, advice: str) -> float:
+        """Compares with the grid of `what`, by where the corner voxels are in the world: how far they are apart, mm.
+
+        Raises:
+            Refusal: another number of voxels, or a corner further away than `repairs.FAR_VOX`.
+        """
+        if self.size_xyz != other.size_xyz:
+            shapes = ["x".join(map(str, grid.shape_zyx)) for grid in (self, other)]
+            raise Refusal(f"{path} has {shapes[0]} voxels where {what} has {shapes[1]}: {advice}")
+        apart_mm = float(np.abs(self.corners_mm() - other.corners_mm()).max())
+        if apart_mm > repairs.FAR_VOX * min(other.spacing_xyz_mm):
+            raise Refusal(
+                f"{path} lies up to {apart_mm:.3g} mm beside {what} (spacing, origin or direction differ): {advice}"
+            )
+        return apart_mm
+
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> "Grid":
         """Makes the grid of the same box at another spacing; the first voxel's centre stays."""
         z, y, x = resample.new_shape(self.shape_zyx, self.spacing_zyx_mm, spacing_zyx_mm)
@@ -109,13 +121,7 @@ def open_scan(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[s
             absurd; geometry that `repairs` does not mend; one slice; NaN or infinite values; all voxels equal.
     """
     image, made = _read(path, verify)
-    voxels = sitk.GetArrayViewFromImage(image)
-    # A sum is NaN or infinite if any voxel is: it needs no array of booleans as large as the scan.
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels.sum(dtype=np.float64)):
-        bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
-        raise Refusal(f"{path} holds {bad} voxels that are NaN or infinite: export the scan again without them")
-    if voxels.min() == voxels.max():
-        raise Refusal(f"{path} is constant, every voxel is {voxels.flat[0]}: export the scan again or remove it")
+    checks.values(str(path), sitk.GetArrayViewFromImage(image))
     return image, made
 
 
@@ -144,22 +150,54 @@ def read_label(path: str | Path, verify: bool = True) -> tuple[sitk.Image, list[
     return sitk.Cast(image, sitk.sitkUInt8 if high <= 255 else sitk.sitkUInt16), made
 
 
+def open_channels_of(path: str | Path, count: int, verify: bool = True) -> Iterator[tuple[sitk.Image, list[str]]]:
+    """Reads the channels of one file, its fourth axis or its values per voxel: (the channel, repairs made).
+
+    Raises:
+        Refusal: as `open_scan`, of any channel; another number of channels than `count`.
+    """
+    image, direction, made = _open(Path(path), verify, lambda path, reader: checks.channels(path, reader, count))
+    for number in range(count):
+        if image.GetDimension() == 4:
+            channel = image[:, :, :, number]
+        else:
+            channel = sitk.VectorIndexSelectionCast(image, number)
+        channel.SetDirection(direction)
+        checks.values(f"{path}: channel {number + 1}", sitk.GetArrayViewFromImage(channel))
+        yield channel, made
+
+
 def _read(path: str | Path, verify: bool) -> tuple[sitk.Image, list[str]]:
-    """Reads an image once its header has passed: the dear checks come last."""
+    """Reads an image of three axes and one value per voxel: (the image, repairs made)."""
     path = Path(path)
     if path.name.endswith(series.SUFFIX):
         return series.read(path), []
-    _check_file(path)
+    image, direction, made = _open(path, verify, checks.one_volume)
+    image.SetDirection(direction)
+    return image, made
+
+
+def _open(
+    path: Path, verify: bool, suits: Callable[[Path, sitk.ImageFileReader], None]
+) -> tuple[sitk.Image, tuple[float, ...], list[str]]:
+    """Reads a file once its header has passed, the dear checks last: (image, direction of x y z, repairs made).
+
+    `suits` refuses what the caller cannot use, by the header.
+    """
+    checks.readable(path)
     header = nifti.read_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
+    reader = checks.reader_of(path)
     try:
         # What the file stores first: the reader mends some of it without a word, and complains of the rest in many.
-        direction, made = _check_stored(path, header) if header and header.dimension == 3 else (None, [])
+        stored = header is not None and header.dimension in (3, 4)
+        direction, made = checks.stored(path, header) if header and stored else (None, [])
         reader.ReadImageInformation()
-        _check_header(path, reader)
+        suits(path, reader)
+        checks.grid(path, reader)
         if direction is None:
-            direction, turned = repairs.straighten(path, reader.GetDirection())
+            side = reader.GetDimension()
+            matrix = np.asarray(reader.GetDirection()).reshape(side, side)[:3, :3]
+            direction, turned = repairs.straighten(path, tuple(float(value) for value in matrix.ravel()))
             made = made + turned
         if verify:
             nifti.check_stream(path, header)
@@ -167,90 +205,11 @@ def _read(path: str | Path, verify: bool) -> tuple[sitk.Image, list[str]]:
     except RuntimeError as error:
         if verify:  # a broken stream explains more than what SimpleITK says of it
             nifti.check_stream(path, header)
-        raise Refusal(f"{path} cannot be read as an image ({_reason(error)}): export it again as NIfTI") from None
-    image.SetDirection(direction)
-    return image, made
-
-
-def _reason(error: RuntimeError) -> str:
-    """Takes the telling line out of what ITK says, without the address of its object."""
-    lines = str(error).strip().rsplit("ERROR: ", 1)[-1].splitlines()
-    telling = [line for line in lines if not line.startswith("Reason:")] or lines
-    return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", telling[-1]).strip(" .")
-
-
-def _check_file(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError:
-        raise Refusal(f"{path} is missing: restore it or fetch the dataset again") from None
-    except IsADirectoryError:
-        raise Refusal(f"{path} is a folder, not a file: correct the layout's templates") from None
-    except OSError as error:
-        raise Refusal(f"{path} cannot be opened ({error.strerror}): restore it or let this user read it") from None
-    if empty:
-        raise Refusal(f"{path} has zero bytes: copy or export it again")
-
-
-def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
-    dimension = reader.GetDimension()
-    if dimension != 3:
-        hint = {2: "a single slice is not a volume, join the slices", 4: "save one frame or contrast as a 3-D file"}
-        raise Refusal(f"{path} is {dimension}-D, not 3-D: {hint.get(dimension, 'save it as a 3-D file')}")
-    if reader.GetPixelID() in COMPLEX:
-        raise Refusal(f"{path} holds complex numbers: save their magnitude")
-    if reader.GetNumberOfComponents() != 1:
-        raise Refusal(f"{path} has {reader.GetNumberOfComponents()} values per voxel: save one channel as a 3-D file")
-    if min(reader.GetSize()) < 2:
-        raise Refusal(f"{path} has a single slice along one axis: a volume is needed, join the slices")
-    _check_spacing(path, reader.GetSpacing())
-    if not np.isfinite(reader.GetOrigin()).all():
-        raise Refusal(f"{path} has an origin that is not finite: correct the header")
-
-
-def _check_spacing(path: Path, spacing_mm: tuple[float, ...]) -> None:
-    low, high = repairs.SPACING_MM
-    wrong = [s for s in spacing_mm if not low <= s <= high]
-    if wrong:
-        raise Refusal(
-            f"{path} has a voxel spacing of {wrong[0]:g} mm, which must lie between {low:g} and {high:g}: "
-            "correct the header"
-        )
-
-
-def _check_stored(path: Path, header: nifti.Header) -> tuple[tuple[float, ...] | None, list[str]]:
-    """Compares what sform, qform and pixdim of a NIfTI say: (direction of the sform or None, what was chosen).
-
-    Where sform and qform lead to the same axes, both lead to the same array, and the sform is taken, as by SimpleITK.
-
-    Raises:
-        Refusal: no spacing; sform and qform with other axes; sform sheared or with other voxel sizes.
-    """
-    _check_spacing(path, header.spacing_mm)
-    repairs.demand_grid(path, header.sform, header.qform)
-    sform, qform = header.sform, header.qform
-    if sform is None:
-        return None, [] if qform is not None else ["neither sform nor qform, axes taken as left, posterior, superior"]
-    if qform is not None and _lps_axes(TO_LPS @ sform[:, :3]) != _lps_axes(TO_LPS @ qform[:, :3]):
-        raise Refusal(
-            f"{path} has an sform and a qform that point its axes in different directions (left and right could be "
-            "exchanged): keep the one that is right"
-        )
-    matrix = TO_LPS @ sform[:, :3]
-    direction, made = repairs.straighten(path, tuple((matrix / np.linalg.norm(matrix, axis=0)).ravel()))
-    made = made + repairs.agree_on_spacing(path, header.spacing_mm, sform)
-    return direction, made if qform is None else made + repairs.tell_apart(sform, qform, min(header.spacing_mm))
+        raise Refusal(f"{path} cannot be read as an image ({checks.reason(error)}): export it again as NIfTI") from None
+    return image, direction, made
 
 
 # ------------------------------------------------------------------------------------------------- orientation
-def _lps_axes(direction: tuple[float, ...] | np.ndarray[Any, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Finds, for each world axis x y z, the raw axis nearest to it and whether that axis runs backwards."""
-    matrix = np.asarray(direction).reshape(3, 3)
-    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(matrix[axis, p[axis]]) for axis in range(3)))
-    return order, tuple(bool(matrix[axis, order[axis]] < 0) for axis in range(3))
-
-
 def _turn(array_ZYX: np.ndarray, order: tuple[int, ...], flipped: tuple[bool, ...]) -> np.ndarray:
     turned = np.transpose(array_ZYX, [2 - order[axis] for axis in (2, 1, 0)])
     return turned[tuple(slice(None, None, -1 if flipped[axis] else 1) for axis in (2, 1, 0))]
@@ -258,7 +217,7 @@ def _turn(array_ZYX: np.ndarray, order: tuple[int, ...], flipped: tuple[bool, ..
 
 def lps_grid(raw: Grid) -> Grid:
     """Says where the voxels lie once `to_lps` has turned them."""
-    order, flipped = _lps_axes(raw.direction)
+    order, flipped = repairs.lps_axes(raw.direction)
     matrix = np.asarray(raw.direction).reshape(3, 3)
     first = np.array([0.0, 0.0, 0.0])
     for axis in range(3):
@@ -277,7 +236,7 @@ def lps_grid(raw: Grid) -> Grid:
 def to_lps(image: sitk.Image) -> tuple[np.ndarray, Grid]:
     """Turns an image to LPS by exchanging and flipping axes: (array of its own, Z Y X, possibly strided; its grid)."""
     raw = Grid.of(image)
-    return _turn(sitk.GetArrayFromImage(image), *_lps_axes(raw.direction)), lps_grid(raw)
+    return _turn(sitk.GetArrayFromImage(image), *repairs.lps_axes(raw.direction)), lps_grid(raw)
 
 
 def to_native(labels_ZYX: np.ndarray, grid: Grid | Mapping[str, Any], raw: Grid | Mapping[str, Any]) -> sitk.Image:
@@ -301,7 +260,7 @@ def to_native(labels_ZYX: np.ndarray, grid: Grid | Mapping[str, Any], raw: Grid 
         raise ValueError(f"labels of shape {labels_ZYX.shape} do not lie on a grid of shape {grid.shape_zyx}")
     lps = lps_grid(raw)
     native_ZYX = resample.resample_labels(labels_ZYX, grid.spacing_zyx_mm, lps.shape_zyx, lps.spacing_zyx_mm)
-    order, flipped = _lps_axes(raw.direction)
+    order, flipped = repairs.lps_axes(raw.direction)
     back = tuple(order.index(axis) for axis in range(3))
     # Undone in reverse: first the flips, on the turned axes, then the exchange.
     native_ZYX = _turn(_turn(native_ZYX, (0, 1, 2), flipped), back, (False, False, False))
