@@ -9,6 +9,7 @@ from voxprior.cards import FetchCard
 from voxprior.commands import fetch
 from voxprior.configuration import Dataset, Source
 from voxprior.data import phantoms, sources
+from voxprior.data.manifest import read_manifest
 from voxprior.errors import Refusal
 
 CONFIGS = sorted((Path(__file__).parents[2] / "config" / "datasets").glob("*.yaml"))
@@ -19,7 +20,7 @@ def test_fetch_writes_a_manifest_of_scans_in_place(tmp_path):
     card = tmp_path / "card.json"
     card.write_text(FetchCard(dataset="own", source=Source(kind="folder", path=str(scans))).model_dump_json())
     fetch.run(card, tmp_path / "raw/own/manifest.json", None)
-    assert len(sources.read_manifest(tmp_path / "raw/own/manifest.json")["files"]) == 4
+    assert len(read_manifest(tmp_path / "raw/own/manifest.json")["files"]) == 4
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -6,7 +6,8 @@ import yaml
 from voxprior.cards import IntakeCard
 from voxprior.commands import fingerprint, intake
 from voxprior.configuration import Layout, Prepare
-from voxprior.data import phantoms, sources
+from voxprior.data import phantoms
+from voxprior.data.manifest import write_manifest
 from voxprior.errors import Refusal
 
 
@@ -14,7 +15,7 @@ from voxprior.errors import Refusal
 def told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     phantoms.write_folder(tmp_path / "scans", cases=3, unlabelled=1)
-    sources.write_manifest(tmp_path / "raw/manifest.json", "own", tmp_path / "scans", [])
+    write_manifest(tmp_path / "raw/manifest.json", "own", tmp_path / "scans", [])
     layout = Layout(kind="folder", images="images/{case}.nii.gz", labels="labels/{case}.nii.gz")
     card = IntakeCard(dataset="own", layout=layout, classes={"one": [1], "two": [2], "never": [9]}, modality="ct")
     (tmp_path / "card.json").write_text(card.model_dump_json())

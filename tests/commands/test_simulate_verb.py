@@ -5,7 +5,8 @@ import pytest
 from voxprior.cards import FetchCard, SimulateCard
 from voxprior.commands import fetch, simulate
 from voxprior.configuration import Layout, Simulate, Source
-from voxprior.data import phantoms, sources
+from voxprior.data import phantoms
+from voxprior.data.manifest import files_of, read_manifest
 from voxprior.errors import Refusal
 
 LAYOUT = Layout(kind="folder", images="images/{case}.nii.gz", labels="labels/{case}.nii.gz")
@@ -20,13 +21,13 @@ def make(place, cases, patients):
     card = SimulateCard(dataset="own", layout=LAYOUT, simulate=Simulate(patients=patients, spacing_zyx_mm=(4, 4, 4)))
     (place / "card.json").write_text(card.model_dump_json())
     simulate.run(place / "card.json", place / "raw/own/manifest.json", place / "sim/own/manifest.json")
-    return sources.read_manifest(place / "sim/own/manifest.json")
+    return read_manifest(place / "sim/own/manifest.json")
 
 
 def test_patients_come_with_a_manifest_that_says_simulated(tmp_path):
     content = make(tmp_path, 1, 2)
     assert content["simulated"] is True
-    root, files = sources.files_of(content, tmp_path / "sim/own/manifest.json")
+    root, files = files_of(content, tmp_path / "sim/own/manifest.json")
     assert files == [f"{kind}/sim_00{i}.nii.gz" for kind in ("images", "labels") for i in range(2)]
     assert all((root / file).is_file() for file in files)
 

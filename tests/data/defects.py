@@ -852,7 +852,7 @@ def command(*arguments: str) -> tuple[int, str]:
 
 def run(one: Defect, place: Path) -> Seen:
     """Makes the dataset in an empty folder, which must be the working folder, and shows it to the command line."""
-    from voxprior.data import sources
+    from voxprior.data.manifest import write_manifest
 
     folder = Path("scans")
     write_dataset(folder)
@@ -863,7 +863,7 @@ def run(one: Defect, place: Path) -> Seen:
         Path("card.json").write_text(json.dumps({"dataset": "own", "source": source}))
         code, said = command("fetch", "--card", "card.json", "--output", "raw/own/manifest.json", "--mirror", "scans")
         return _judge(one, code, said, time.monotonic() - began)
-    sources.write_manifest(Path("raw/manifest.json"), "own", folder, [])
+    write_manifest(Path("raw/manifest.json"), "own", folder, [])
     if one.after:
         one.after(folder)
     card = {"dataset": "own", "layout": one.layout, "classes": one.classes, "patient": one.patient}
@@ -883,7 +883,7 @@ def run(one: Defect, place: Path) -> Seen:
 
 def _load_all(card: dict[str, Any], options: dict[str, str]) -> None:
     """Shows another bad dataset to the command line: somebody without rights may not import what it imports."""
-    from voxprior.data import sources
+    from voxprior.data.manifest import write_manifest
 
     here, other = Path.cwd(), Path("other")
     other.mkdir()
@@ -891,7 +891,7 @@ def _load_all(card: dict[str, Any], options: dict[str, str]) -> None:
     try:
         write_dataset(Path("scans"))
         bad_scan(Path("scans")).write_bytes(b"")
-        sources.write_manifest(Path("raw/manifest.json"), "own", Path("scans"), [])
+        write_manifest(Path("raw/manifest.json"), "own", Path("scans"), [])
         Path("card.json").write_text(json.dumps(card))
         command("intake", *[word for name, path in options.items() for word in (f"--{name}", path)])
     finally:

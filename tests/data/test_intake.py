@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 
 from voxprior.data import intake, phantoms, volume
-from voxprior.data.layouts import Entry
+from voxprior.data.entries import Entry
 from voxprior.errors import Refusal
 
 

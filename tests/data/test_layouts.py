@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from voxprior.configuration import Layout
-from voxprior.data import layouts, phantoms
+from voxprior.data import entries, layouts, phantoms
 from voxprior.errors import Refusal
 
 
@@ -15,10 +15,10 @@ def files(root: Path) -> list[str]:
 def test_decathlon_lists_labelled_and_unlabelled_cases(tmp_path):
     root = phantoms.write_decathlon(tmp_path / "Task99", cases=2, unlabelled=1).parent
     found = layouts.list_cases(Layout(kind="decathlon", root="Task99"), root, files(root))
-    assert found[0] == layouts.Entry(
+    assert found[0] == entries.Entry(
         "phantom_000", "Task99/imagesTr/phantom_000.nii.gz", "Task99/labelsTr/phantom_000.nii.gz", ""
     )
-    assert found[2] == layouts.Entry("phantom_002", "Task99/imagesTs/phantom_002.nii.gz", None, "")
+    assert found[2] == entries.Entry("phantom_002", "Task99/imagesTs/phantom_002.nii.gz", None, "")
 
 
 def test_decathlon_names_a_missing_label_and_skips_absent_test_scans(tmp_path):
@@ -42,8 +42,8 @@ def test_folder_pairs_by_case_and_finds_what_has_no_partner():
     names = ["a/img1_0000.nii.gz", "a/img2_0000.nii.gz", "b/lab1.nii.gz", "b/lab3.nii.gz", "readme.txt"]
     layout = Layout(kind="folder", images="a/img{case}_0000.nii.gz", labels="b/lab{case}.nii.gz")
     found = layouts.list_cases(layout, Path("root"), names)
-    assert found[0] == layouts.Entry("1", "a/img1_0000.nii.gz", "b/lab1.nii.gz", "")
-    assert found[1] == layouts.Entry("2", "a/img2_0000.nii.gz", None, "")
+    assert found[0] == entries.Entry("1", "a/img1_0000.nii.gz", "b/lab1.nii.gz", "")
+    assert found[1] == entries.Entry("2", "a/img2_0000.nii.gz", None, "")
     assert found[2].case == "3" and found[2].defect == "a label without an image"
 
 
@@ -85,8 +85,8 @@ def test_files_per_class_are_listed_by_class_and_other_files_are_not_looked_at()
     found = layouts.list_cases(PER_CLASS, Path("r"), names, CLASSES)
     parts = tuple((name, f"top/s1/seg/{name}.nii.gz") for name in CLASSES)
     assert found == [
-        layouts.Entry("s1", "top/s1/ct.nii.gz", None, "", parts),
-        layouts.Entry("s2", "top/s2/ct.nii.gz", None),
+        entries.Entry("s1", "top/s1/ct.nii.gz", None, "", parts),
+        entries.Entry("s2", "top/s2/ct.nii.gz", None),
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from voxprior.configuration import Layout
 from voxprior.data import intake, layouts, phantoms, volume
-from voxprior.data.layouts import Entry
+from voxprior.data.entries import Entry
 from voxprior.errors import Refusal
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from voxprior.data import intake, phantoms
+from voxprior.data.entries import Entry
 from voxprior.data.files import sha256_of
-from voxprior.data.layouts import Entry
 from voxprior.data.remembered import Memory
 
 

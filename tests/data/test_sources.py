@@ -13,6 +13,7 @@ import pytest
 
 from voxprior.configuration import Accepted, Part, Source
 from voxprior.data import phantoms, places, sources, transfer, unpack
+from voxprior.data.manifest import files_of, read_manifest, write_manifest
 from voxprior.errors import Refusal
 
 
@@ -42,7 +43,7 @@ def source(archive: Path, **changes) -> Source:
 
 def fetch(wanted: Source, manifest: Path, mirror: str | Path | None = None) -> dict:
     sources.fetch(wanted, "m", manifest, None if mirror is None else str(mirror), sleep=lambda seconds: None)
-    return sources.read_manifest(manifest)
+    return read_manifest(manifest)
 
 
 def names(folder: Path) -> list[str]:
@@ -68,7 +69,7 @@ def test_a_dataset_comes_from_a_url_once(site, archive, manifest):
             "contains": "2 cases",
         }
     ]
-    root, files = sources.files_of(content, manifest)
+    root, files = files_of(content, manifest)
     assert "Task99/dataset.json" in files and not any("._" in file for file in files)
     assert all((root / file).is_file() for file in files)
     assert sorted(path.name for path in manifest.parent.iterdir()) == ["fetched.json", "files", "manifest.json"]
@@ -421,16 +422,14 @@ def test_a_locked_archive_asks_for_its_password_before_the_download(site, manife
 def test_scans_in_place_are_listed_not_copied_and_new_ones_are_seen(tmp_path, manifest, monkeypatch):
     folder = phantoms.write_folder(tmp_path / "scans", cases=1, shape_zyx=(8, 9, 10))
     wanted = Source(kind="folder", path=str(folder))
-    root, files = sources.files_of(fetch(wanted, manifest), manifest)
+    root, files = files_of(fetch(wanted, manifest), manifest)
     assert root == folder and files == ["images/phantom_000.nii.gz", "labels/phantom_000.nii.gz"]
     assert names(manifest.parent) == ["fetched.json", "manifest.json"]
     phantoms.write_folder(tmp_path / "scans", cases=2, shape_zyx=(8, 9, 10))
     os.utime(folder / files[0], ns=(5, 5))
     read = []
-    real = sources.write_manifest.__globals__["sha256_of"]
-    monkeypatch.setitem(
-        sources.write_manifest.__globals__, "sha256_of", lambda path: read.append(path.name) or real(path)
-    )
+    real = write_manifest.__globals__["sha256_of"]
+    monkeypatch.setitem(write_manifest.__globals__, "sha256_of", lambda path: read.append(path.name) or real(path))
     before = manifest.stat()
     fetch(wanted, manifest)
     content = fetch(wanted, manifest)
@@ -478,7 +477,7 @@ def test_scans_dropped_unpacked_are_checked_and_used_in_place(archive, manifest,
     with pytest.raises(Refusal, match=r"manual/m has 1 files like imagesTr/\*.nii.gz where 2 are expected"):
         fetch(wanted, manifest)
     phantoms.write_decathlon(place / "Task99", cases=2, shape_zyx=(8, 9, 10))
-    root, files = sources.files_of(fetch(wanted, manifest), manifest)
+    root, files = files_of(fetch(wanted, manifest), manifest)
     assert root == place and "Task99/dataset.json" in files
 
 
@@ -500,7 +499,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, damage):
     content["files"][0]["bytes"] += 1
     manifest.write_text(json.dumps(content) if damage == "changed" else damage)
     with pytest.raises(Refusal, match="delete it and fetch again"):
-        sources.read_manifest(manifest)
+        read_manifest(manifest)
 
 
 def test_the_hippocampus_mirror_holds_210_pairs(manifest):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from voxprior.data import intake, layouts, leakage, phantoms, twins, volume
+from voxprior.data import entries, intake, leakage, phantoms, twins, volume
 from voxprior.errors import Refusal
 
 
@@ -99,9 +99,9 @@ HOWS = ["renamed", "re-gzipped", "header edited", "re-cast", "as NRRD", "mirrore
 
 
 def table(root, dataset, files):
-    entries = [layouts.Entry(volume.stem(file), file.name, file.name) for file in files]
+    listed = [entries.Entry(volume.stem(file), file.name, file.name) for file in files]
     rows = []
-    for entry in entries:
+    for entry in listed:
         # Labels are not what is looked at here: the scan stands in for them.
         ((kind, row),) = intake.examine([entry._replace(label=None)], root, intake.Identity(dataset))
         assert kind == "case", row
@@ -138,7 +138,7 @@ def test_every_copy_is_found_wherever_it_lies(scans, how):
             (found,) = leakage.find_overlaps([FOLD], [edited])
             assert found == (f"d/{learned}", f"d/{held}", "voxels", (0,))
         # beside the original: intake sets it aside
-        twins_ = [layouts.Entry(volume.stem(file), file.name, None) for file in (root / f"{learned}.nii.gz", copy)]
+        twins_ = [entries.Entry(volume.stem(file), file.name, None) for file in (root / f"{learned}.nii.gz", copy)]
         (_, kept), (kind, aside) = intake.examine(twins_, root, intake.Identity("d"))
         assert (kept["case"], kind) == (learned, "quarantine") and learned in aside["defect"]
 

@@ -86,12 +86,10 @@ def _recognised(images: Path, labels: Path | None) -> tuple[Path, Any, list[str]
 
 def _files(root: Path, below: list[Path], junk: list[str]) -> list[str]:
     """Lists the files of some folders relative to `root`."""
-    import fnmatch
+    from voxprior.data.unpack import is_junk
 
-    found = {path.relative_to(root) for folder in below for path in folder.rglob("*") if path.is_file()}
-    return sorted(
-        p.as_posix() for p in found if not any(fnmatch.fnmatchcase(part, g) for part in p.parts for g in junk)
-    )
+    found = {path.relative_to(root).as_posix() for folder in below for path in folder.rglob("*") if path.is_file()}
+    return sorted(file for file in found if not is_junk(file, junk))
 
 
 def _shown(root: Path, output: Path) -> str:
@@ -106,7 +104,8 @@ def _facts(layout: Any, usable: list[Any], headers: list[Any], voxels: Any) -> d
     Raises:
         Refusal: too few labelled scans, or scans too small for a patch.
     """
-    from voxprior.data.survey import AIR_HU, median_grid
+    from voxprior.data.fingerprint import propose_intensity
+    from voxprior.data.survey import AIR_HU, propose_grid
 
     labelled = [entry for entry in usable if entry.label or entry.parts]
     classes = layout.classes or {f"class_{value}": [value] for value in voxels.values}
@@ -115,7 +114,7 @@ def _facts(layout: Any, usable: list[Any], headers: list[Any], voxels: Any) -> d
             f"{len(labelled)} of {len(usable)} scans have labels, and a study needs three (one to test, two to learn "
             "from): give their folder as --labels, or write both files by docs/own-data.md"
         )
-    spacing, shape = median_grid(headers)
+    spacing, why, shape = propose_grid(headers)
     crop = [max(PATCH_VOX, min(CROP_VOX, n // PATCH_VOX * PATCH_VOX)) for n in shape]
     if max(crop) == PATCH_VOX:
         raise Refusal(f"the median scan has {shape} voxels, too few for patches of {PATCH_VOX}: check the folder")
@@ -132,9 +131,10 @@ def _facts(layout: Any, usable: list[Any], headers: list[Any], voxels: Any) -> d
         "modality": modality,
         "modality_from": f"dataset.json says {layout.modality}" if told else f"a guess: {guess_reason(voxels.air)}",
         "spacing": list(spacing),
+        "spacing_why": why,
         "shape": list(shape),
         "crop": crop,
-        "intensity": intensity(modality, voxels),
+        "intensity": propose_intensity(modality, {"foreground": {"p0.5": voxels.low, "p99.5": voxels.high}})[0],
         "split": split(len(labelled)),
         "values": voxels.values,
         "read": voxels.read,
@@ -145,14 +145,6 @@ def _facts(layout: Any, usable: list[Any], headers: list[Any], voxels: Any) -> d
 def guess_reason(air: float) -> str:
     """Says which intensities a modality was guessed from."""
     return f"the darkest half percent of the scans read is at {air:.4g}, and only CT goes below -200"
-
-
-def intensity(modality: str, voxels: Any) -> dict[str, Any]:
-    """Proposes an intensity range: for CT what the labels span, in tens of HU; percentiles of each scan otherwise."""
-    if modality != "ct":
-        return {"kind": "percentile", "low": 0.5, "high": 99.5}
-    low, high = 10 * (voxels.low // 10), 10 * -(-voxels.high // 10)
-    return {"kind": "window", "low": max(-1024.0, low), "high": max(low + 100.0, min(3071.0, high))}
 
 
 def split(labelled: int) -> dict[str, Any]:
@@ -215,7 +207,7 @@ results: results/{name}
 dataset: {name} # config/datasets/{name}.yaml
 classes: {flow(list(facts["classes"]))}
 prepare:
-  spacing_zyx_mm: {flow(facts["spacing"])} # the median of {facts["cases"]} scans, which is then {facts["shape"]} voxels
+  spacing_zyx_mm: {flow(facts["spacing"])} # {facts["spacing_why"]}; the median scan is then {facts["shape"]} voxels
   intensity: {_block(facts["intensity"])} # {"HU" if facts["modality"] == "ct" else "percentiles of each scan"}
 
 split: # of {facts["labelled"]} labelled scans
@@ -258,7 +250,7 @@ def _told(root: Path, layout: Any, facts: dict[str, Any], wrong: list[str], path
         f"{root}: layout '{layout.kind}'{f' ({templates})' if templates else ''}",
         f"  {facts['cases']} scans, {facts['labelled']} with labels, {len(wrong)} that cannot be used as they are",
         f"  modality {facts['modality']} ({facts['modality_from']})",
-        f"  median spacing {facts['spacing']} mm, median size {facts['shape']} voxels (z y x)",
+        f"  {facts['spacing_why']}: {facts['spacing']} mm; the median scan is then {facts['shape']} voxels (z y x)",
         f"  classes {', '.join(facts['classes'])}"
         + (f" (values in {maps} label maps: {facts['values']})" if maps else ""),
         *(f"  not usable: {sentence}" for sentence in wrong[:5]),

@@ -26,14 +26,15 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: 
     """
     from voxprior.cards import read_card
     from voxprior.data import fingerprint as fingerprints
-    from voxprior.data import intake, labels, layouts, sources
+    from voxprior.data import intake, labels, layouts
+    from voxprior.data.manifest import files_of, read_manifest
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
     from voxprior.whole import write_json, write_text
 
     content = read_card("intake", card)
-    listed = sources.read_manifest(manifest)
-    root, files = sources.files_of(listed, manifest)
+    listed = read_manifest(manifest)
+    root, files = files_of(listed, manifest)
     entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
     merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
     identity = intake.Identity(

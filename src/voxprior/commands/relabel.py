@@ -20,6 +20,7 @@ def run(card: Path, predictions: Path, output: Path) -> None:
 
     from voxprior.cards import read_card
     from voxprior.data import labels, volume
+    from voxprior.data.files import located
     from voxprior.errors import Refusal
 
     values = read_card("score", card).datasets
@@ -27,8 +28,7 @@ def run(card: Path, predictions: Path, output: Path) -> None:
     for entry in listed:
         if entry["dataset"] not in values:
             raise Refusal(f"{predictions} holds dataset '{entry['dataset']}', unknown to {card}: give its own card")
-        beside = predictions.parent / entry["file"]
-        image, _ = volume.read_label(beside if beside.exists() else entry["file"])
+        image, _ = volume.read_label(located(entry["file"], predictions))
         own_ZYX = labels.to_own_values(sitk.GetArrayViewFromImage(image), values[entry["dataset"]])
         name = f"{entry['dataset']}.{entry['case']}.nii.gz"
         volume.write_image(volume.from_array(own_ZYX, volume.Grid.of(image)), output / name)

@@ -16,6 +16,7 @@ def run(card: Path, predictions: Path, cases: list[Path], output: Path) -> None:
         Refusal: a prediction is missing, unknown or does not lie on its label's grid.
     """
     from voxprior.cards import read_card
+    from voxprior.data.files import located
     from voxprior.engine.journal import progress
     from voxprior.whole import write_text
 
@@ -29,7 +30,7 @@ def run(card: Path, predictions: Path, cases: list[Path], output: Path) -> None:
     for entry in progress(listed, len(listed), f"score {predictions.parent}"):
         row = _row_of(entry, table, content.datasets, predictions)
         if row["label"]:
-            writer.writerows(_score_case(content, row, _locate(entry["file"], predictions)))
+            writer.writerows(_score_case(content, row, located(entry["file"], predictions)))
         else:
             unlabelled += 1
     write_text(output, text.getvalue())
@@ -52,12 +53,6 @@ def _row_of(
     if (dataset, case) not in table:
         raise Refusal(f"{predictions} holds case '{case}' of {dataset}, which no case table lists: rerun 'predict'")
     return table[dataset, case]
-
-
-def _locate(file: str, predictions: Path) -> Path:
-    """Finds a label map beside `predictions.json`, or below the working folder."""
-    beside = predictions.parent / file
-    return beside if beside.exists() else Path(file)
 
 
 def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> list[tuple[str, ...]]:

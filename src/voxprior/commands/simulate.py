@@ -15,13 +15,14 @@ def run(card: Path, manifest: Path, output: Path) -> None:
         Refusal: not exactly one labelled case.
     """
     from voxprior.cards import read_card
-    from voxprior.data import layouts, simulate, sources, volume
+    from voxprior.data import layouts, simulate, volume
+    from voxprior.data.manifest import files_of, read_manifest, write_manifest
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
 
     content = read_card("simulate", card)
-    before = sources.read_manifest(manifest)
-    root, files = sources.files_of(before, manifest)
+    before = read_manifest(manifest)
+    root, files = files_of(before, manifest)
     entries = layouts.list_cases(content.layout, root, files)
     found = [(root / entry.image, root / entry.label) for entry in entries if entry.label and not entry.defect]
     if len(found) != 1:
@@ -39,4 +40,4 @@ def run(card: Path, manifest: Path, output: Path) -> None:
         for path in (output.parent / folder).iterdir():
             if path.name not in wanted:
                 path.unlink()  # of an earlier card with more patients
-    sources.write_manifest(output, content.dataset, output.parent, [], before["archives"], simulated=True)
+    write_manifest(output, content.dataset, output.parent, [], before["archives"], simulated=True)

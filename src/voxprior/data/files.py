@@ -18,3 +18,9 @@ def sha256_of(path: str | Path) -> str:
 def sha256_of_json(content: Any) -> str:
     """Hashes JSON content by its canonical text (sorted keys, no blanks): 64 hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def located(file: str, listing: Path) -> Path:
+    """Finds a file that a listing names: beside the listing, or below the working folder."""
+    beside = listing.parent / file
+    return beside if beside.exists() else Path(file)

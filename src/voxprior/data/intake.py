@@ -15,9 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from voxprior.data import channels, fingerprint, series, snapshots, volume
+from voxprior.data.entries import Entry
 from voxprior.data.files import sha256_of_json
 from voxprior.data.labels import ClassFiles, check_values, count_values, fit
-from voxprior.data.layouts import Entry
 from voxprior.data.remembered import Memory
 from voxprior.data.twins import content_sha256, twin_sha256
 from voxprior.errors import Refusal

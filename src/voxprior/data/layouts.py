@@ -13,8 +13,6 @@ from voxprior.data.entries import Entry, Layout, join_channels, match, pair, pai
 from voxprior.data.volume import stem
 from voxprior.errors import Refusal
 
-__all__ = ["LAYOUTS", "Entry", "Layout", "list_cases"]
-
 
 def list_cases(
     layout: Layout, root: Path, files: list[str], classes: Sequence[str] = (), channels: Sequence[str] = ()

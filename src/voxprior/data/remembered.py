@@ -4,12 +4,12 @@ One line of JSON per case, added as soon as the case is done. A case counts as k
 the manifest and, on the disk, the size and time of change that they had.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from voxprior.data.files import sha256_of_json
+from voxprior.whole import add_line, read_lines
 
 VERSION = 1  # raised when a case's row, its measures or what is refused changes
 
@@ -26,18 +26,8 @@ class Memory:
             settings: JSON content that the rows depend on beside the files.
         """
         self._path, self._hashes, self._settings = path, hashes, sha256_of_json([VERSION, settings])
-        self._known: dict[str, Any] = {}
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
-        lines, self._torn = text.splitlines(), bool(text) and not text.endswith("\n")
-        for line in lines:
-            try:
-                content = json.loads(line)
-                self._known[content["key"]] = content["kept"]
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that an interrupted run was writing
+        lines = read_lines(path)
+        self._known: dict[str, Any] = {line["key"]: line["kept"] for line in lines if {"key", "kept"} <= line.keys()}
 
     def key(self, root: Path, files: Iterable[str], rest: Any) -> str | None:
         """Names a case by its files' content; None where a file cannot be found or is not in the manifest."""
@@ -59,7 +49,4 @@ class Memory:
     def keep(self, key: str | None, kept: Any) -> None:
         """Adds a line."""
         if key:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write("\n" * self._torn + json.dumps({"key": key, "kept": kept}) + "\n")
-            self._torn = False
+            add_line(self._path, {"key": key, "kept": kept})

@@ -18,14 +18,12 @@ from pathlib import Path
 
 from voxprior.data import places, trust, unpack
 from voxprior.data.files import sha256_of_json
-from voxprior.data.manifest import files_of, is_whole, listed, read_manifest, write_manifest
+from voxprior.data.manifest import is_whole, listed, write_manifest
 from voxprior.data.parts import Part, Source, parts_of
 from voxprior.data.places import Job
 from voxprior.data.trust import Arrived, Record
 from voxprior.errors import Refusal
 from voxprior.whole import no_room, write_json
-
-__all__ = ["fetch", "files_of", "is_whole", "read_manifest", "write_manifest"]
 
 
 def fetch(

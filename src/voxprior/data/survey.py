@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from voxprior.data import checks, series, volume
 from voxprior.data.entries import Entry
+from voxprior.data.fingerprint import propose_spacing
 from voxprior.errors import Refusal
 
 FEW = 5  # scans, and label maps, that are read for their voxels
@@ -150,11 +151,11 @@ def _first_channel(entry: Entry, root: Path) -> np.ndarray[Any, Any]:
     return voxels[0] if voxels.ndim == 4 else voxels
 
 
-def median_grid(headers: Sequence[Header]) -> tuple[Zyx, tuple[int, int, int]]:
-    """Proposes a spacing, the median of each axis, and says how large the median scan is at that spacing."""
+def propose_grid(headers: Sequence[Header]) -> tuple[Zyx, str, tuple[int, int, int]]:
+    """Proposes a spacing, as the fingerprint does: (spacing, why, voxels of the median scan at that spacing)."""
     spacing_N3 = np.array([header.spacing_zyx_mm for header in headers])
-    target_mm = np.array([float(f"{value:.3g}") for value in np.median(spacing_N3, axis=0)])
-    shape_N3 = np.array([header.shape_zyx for header in headers]) * spacing_N3 / target_mm
-    z, y, x = (max(1, int(n)) for n in np.median(shape_N3, axis=0).round())
-    a, b, c = (float(value) for value in target_mm)
-    return (a, b, c), (z, y, x)
+    shape_N3 = np.array([header.shape_zyx for header in headers])
+    target_mm, why = propose_spacing(shape_N3, spacing_N3)
+    z, y, x = (max(1, int(n)) for n in np.median(shape_N3 * spacing_N3 / target_mm, axis=0).round())
+    a, b, c = target_mm
+    return (a, b, c), why, (z, y, x)

@@ -7,7 +7,6 @@ lies outside the dataset's folder, so that it outlives the scans.
 
 import gzip
 import hashlib
-import json
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from voxprior.data.parts import Part
 from voxprior.data.unpack import is_archive
 from voxprior.errors import Refusal
+from voxprior.whole import add_line, read_lines
 
 GZIP, ZIP = b"\x1f\x8b", b"PK"
 # Ending -> how such a file begins, and how one says it. A tar is known by its 257th byte and checked in unpacking.
@@ -50,24 +50,16 @@ class Record:
         """Reads the record; a half-written last line, of a process that was killed, does not count."""
         self.path = path
         self.sha256: dict[str, str] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self.sha256.setdefault(entry["file"], entry["sha256"])
-                except (ValueError, KeyError, TypeError):
-                    continue
+        for entry in read_lines(path):
+            if {"file", "sha256"} <= entry.keys():
+                self.sha256.setdefault(entry["file"], entry["sha256"])
 
     def add(self, came: Arrived) -> None:
         """Records a file's hash, if the file has none yet."""
         if came.file in self.sha256:
             return
         self.sha256[came.file] = came.sha256
-        entry = {"file": came.file, "sha256": came.sha256, "bytes": came.bytes, "from": came.origin}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n" * bool(torn) + json.dumps(entry) + "\n")
+        add_line(self.path, {"file": came.file, "sha256": came.sha256, "bytes": came.bytes, "from": came.origin})
 
 
 def is_proven(part: Part) -> bool:
