@@ -45,9 +45,14 @@ def make(folder: Path, cases: int) -> None:
 
 
 def timed(command: list[str], here: Path, stop_at: int | None = None) -> dict[str, Any]:
-    """Runs a verb: {wall_s, cpu_s, peak_bytes}; `stop_at`: killed once `examined.jsonl` has so many lines."""
+    """Runs a verb: {wall_s, cpu_s of it and its processes}.
+
+    `stop_at`: killed once `examined.jsonl` has so many lines.
+    """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "voxprior", *command], cwd=here, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "voxprior", *command], cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     journal = here / "out" / "examined.jsonl"
     while process.poll() is None:
         time.sleep(0.05)
@@ -58,7 +63,7 @@ def timed(command: list[str], here: Path, stop_at: int | None = None) -> dict[st
     if process.returncode not in (0, -signal.SIGKILL if stop_at else 0):
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": wall, "cpu_s": cpu, "peak_bytes": after.ru_maxrss * 1024}
+    return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 
 
 def main() -> None:
@@ -86,7 +91,7 @@ def main() -> None:
             (here / f"{kind}.json").write_text(json.dumps(card))
         told["manifest"] = timed(["fetch", "--card", "fetch.json", "--output", "raw/manifest.json"], here)
         intake = ["intake", "--card", "intake.json", "--manifest", "raw/manifest.json", "--cases", "out/cases.csv"]
-        intake += ["--quarantine", "out/quarantine.csv"]
+        intake += ["--quarantine", "out/quarantine.csv", "--workers", str(options.workers)]
         told["intake_killed_half_way"] = timed(intake, here, options.cases // 2)
         told["intake_the_rest"] = timed(intake, here)
         told["intake_nothing_to_do"] = timed(intake, here)

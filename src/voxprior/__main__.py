@@ -95,11 +95,12 @@ def intake(
     cases: Output,
     quarantine: Output,
     fingerprint: Annotated[Path | None, typer.Option(help="what the scans are like; default: beside the cases")] = None,
+    workers: Threads = 1,
 ) -> None:
     """List and check the cases of a dataset; set aside what cannot be used, with the reason."""
     from voxprior.commands import intake as verb
 
-    verb.run(card, manifest, cases, quarantine, fingerprint)
+    verb.run(card, manifest, cases, quarantine, fingerprint, workers)
 
 
 @app.command()

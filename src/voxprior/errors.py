@@ -16,4 +16,4 @@ class Refusal(ValueError):
 
 
 class Resumable(Exception):
-    """Says that work was stopped by a signal and its state saved."""
+    """Says that work was stopped from outside and what is done was saved: the same command goes on."""

@@ -26,8 +26,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def look(place):
-    intake.run(place / "card.json", place / "raw/own/manifest.json", place / "cases.csv", place / "quarantine.csv")
+def look(place, workers=1):
+    where = [place / name for name in ("card.json", "raw/own/manifest.json", "cases.csv", "quarantine.csv")]
+    intake.run(*where, workers=workers)
     return [list(csv.DictReader((place / name).open(newline=""))) for name in ("cases.csv", "quarantine.csv")]
 
 
@@ -39,6 +40,16 @@ def test_intake_lists_cases_and_sets_broken_ones_aside(place):
     assert [bool(row["label"]) for row in cases] == [True, True, False]
     assert cases[0]["person"] == "own/phantom_000"
     assert cases[0]["image"] == "scans/imagesTr/phantom_000.nii.gz"
+
+
+def test_two_processes_say_what_one_says_and_remember_it(place):
+    (place / "scans/imagesTr/phantom_001.nii.gz").write_bytes(b"")
+    alone = look(place), (place / "fingerprint.json").read_bytes()
+    for remembered in ("nothing", "all but one"):
+        lines = (place / "examined.jsonl").read_text().splitlines(keepends=True)
+        (place / "examined.jsonl").write_text("" if remembered == "nothing" else "".join(lines[:-1]))
+        assert (look(place, workers=2), (place / "fingerprint.json").read_bytes()) == alone
+        assert len((place / "examined.jsonl").read_text().splitlines()) == len(lines)
 
 
 def test_intake_refuses_when_nothing_is_left_and_says_why(place):

@@ -8,7 +8,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from voxprior.data import cache, memory, phantoms, prepare
+from voxprior.data import cache, memory, phantoms, prepare, processes
 from voxprior.errors import Refusal
 from voxprior.whole import write_json
 
@@ -150,7 +150,7 @@ def test_places_are_counted_and_spread():
     ("asked", "need", "free", "expected"), [(4, 10, 100, 4), (4, 40, 100, 2), (4, 400, 100, 1), (4, 40, None, 4)]
 )
 def test_workers_fit_into_the_free_memory(asked, need, free, expected):
-    assert prepare.fitting(asked, need, free) == expected
+    assert processes.fitting(asked, need, free) == expected
 
 
 def test_the_need_grows_with_the_scan_and_the_result():

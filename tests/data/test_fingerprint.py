@@ -3,6 +3,7 @@ import pytest
 import SimpleITK as sitk
 
 from voxprior.data import fingerprint, phantoms, volume
+from voxprior.data.labels import Counted
 
 CLASSES = {"one": [1], "two": [2], "rest": [3, 4]}
 
@@ -11,7 +12,10 @@ def measured(seed=0, shape=(40, 52, 36), orientation="LPS", spacing=(5.0, 1.0, 2
     voxels, labels = phantoms.make(seed, shape)
     grid = phantoms.grid_of(shape, spacing, orientation)
     image, label = volume.from_array(voxels, grid), volume.from_array(labels, grid)
-    return fingerprint.measure(image, label, CLASSES, samples), voxels, labels
+    counted = Counted.of(label)
+    case = fingerprint.measure(volume.Grid.of(image), counted, CLASSES)
+    case["channels"].append(fingerprint.sample(image, counted, CLASSES, samples))
+    return case, voxels, labels
 
 
 @pytest.mark.parametrize(("orientation", "order"), [("LPS", [0, 1, 2]), ("RAS", [0, 1, 2]), ("PIR", [1, 2, 0])])
@@ -27,31 +31,35 @@ def test_axes_are_those_of_the_prepared_array(orientation, order):
 def test_volumes_are_exact_and_samples_are_those_of_the_scan():
     case, voxels, labels = measured(samples=3000)
     assert case["class_ml"]["two"] == pytest.approx((labels == 2).sum() * 10 / 1000)
-    assert 2000 < len(case["all"]) <= 3000 and 2000 < len(case["foreground"]) <= 3000
-    for some, of in ((case["all"], voxels), (case["foreground"], voxels[labels > 0])):
+    (taken,) = case["channels"]
+    assert 2000 < len(taken["all"]) <= 3000 and 2000 < len(taken["foreground"]) <= 3000
+    for some, of in ((taken["all"], voxels), (taken["foreground"], voxels[labels > 0])):
         assert np.isin(some, of).all()
         for share in (5, 50, 95):
             below = (of < np.percentile(some, share)).mean()
             assert below == pytest.approx(share / 100, abs=0.03)
-    whole, _, _ = measured(samples=10**6)
+    whole = measured(samples=10**6)[0]["channels"][0]
     assert whole["all"] == voxels.ravel().tolist() and whole["foreground"] == voxels[labels > 0].tolist()
 
 
 def test_samples_do_not_stay_in_one_column():
     ramp = np.tile(np.arange(64), (64, 64, 1))
-    case = fingerprint.measure(sitk.GetImageFromArray(ramp), None, {}, 64 * 64)
-    assert "class_ml" not in case and np.unique(case["all"]).size == 64
+    image = sitk.GetImageFromArray(ramp)
+    assert "class_ml" not in fingerprint.measure(volume.Grid.of(image), None, {})
+    case = fingerprint.sample(image, None, {}, 64 * 64)
+    assert case.keys() == {"all"} and np.unique(case["all"]).size == 64
     assert np.mean(case["all"]) == pytest.approx(31.5, abs=0.5)
 
 
 def test_cases_are_put_together():
     cases = [measured(seed)[0] for seed in range(3)]
-    cases[2] = {key: cases[2][key] for key in ("size_zyx_vox", "spacing_zyx_mm", "all")}
+    cases[2] = {key: cases[2][key] for key in ("size_zyx_vox", "spacing_zyx_mm")}
+    cases[2]["channels"] = [{"all": measured(2)[0]["channels"][0]["all"]}]
     told = fingerprint.summarise("d", "ct", cases)
     assert (told["cases"], told["labelled"]) == (3, 2)
     assert told["size_zyx_vox"]["median"] == [40, 52, 36] and told["extent_zyx_mm"]["max"] == [200, 52, 72]
     assert told["classes"]["one"]["cases"] == 2 and told["classes"]["rest"]["volume_ml"]["min"] > 0
-    pooled = np.concatenate([case["foreground"] for case in cases[:2]])
+    pooled = np.concatenate([case["channels"][0]["foreground"] for case in cases[:2]])
     assert told["intensity"]["foreground"]["p99.5"] == pytest.approx(np.percentile(pooled, 99.5), rel=1e-4)
     window = told["proposal"]["prepare"]["intensity"]
     assert window["kind"] == "window" and window["low"] == np.floor(np.percentile(pooled, 0.5))
@@ -96,3 +104,16 @@ def test_the_proposed_crop_fits_scan_and_device(size, spacing, expected):
     assert crop == expected and "median scan" in why
     assert np.prod(crop) <= fingerprint.CROP_VOXELS
     assert all(side % 16 == 0 and side < n + 16 for side, n in zip(crop, size, strict=True))
+
+
+def test_every_channel_has_its_own_intensities():
+    cases = [measured(seed)[0] for seed in range(2)]
+    for case in cases:
+        (first,) = case["channels"]
+        case["channels"].append({kind: [3 * value + 7 for value in some] for kind, some in first.items()})
+    told = fingerprint.summarise("d", "ct", cases, ["CT", "PET"])
+    assert told["intensity"] == told["channels"]["CT"] != told["channels"]["PET"]
+    proposed = told["proposal"]["prepare"]
+    assert proposed["channels"].keys() == {"PET"} and proposed["channels"]["PET"] != proposed["intensity"]
+    relative = fingerprint.summarise("d", "mr", cases, ["T1", "T2"])["proposal"]["prepare"]
+    assert "channels" not in relative  # percentiles of each scan go for all of them

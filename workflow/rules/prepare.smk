@@ -12,7 +12,7 @@ rule intake:
         f"{R}/benchmarks/intake/{{dataset}}.tsv"
     conda:
         "../envs/voxprior.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=3000,
         runtime=480,
@@ -20,7 +20,8 @@ rule intake:
         "List and check the cases of {wildcards.dataset}"
     shell:
         "voxprior intake --card {input.card} --manifest {input.manifest} --cases {output.cases}"
-        " --quarantine {output.quarantine} --fingerprint {output.fingerprint} > {log} 2>&1"
+        " --quarantine {output.quarantine} --fingerprint {output.fingerprint} --workers {threads}"
+        " > {log} 2>&1"
 
 
 rule prepare:

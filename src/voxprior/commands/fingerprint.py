@@ -30,8 +30,9 @@ def describe(content: dict[str, Any]) -> list[str]:
         shown = "".join(f"{' '.join(f'{v:g}' for v in content[name][which]):>20}" for which in ("min", "median", "max"))
         lines.append(f"{name.replace('_zyx_', ' '):14}{shown}")
     lines += ["", "intensity       " + "".join(f"{name:>10}" for name in content["intensity"]["all"])]
-    for name, some in content["intensity"].items():
-        lines.append(f"{name:16}" + "".join(f"{value:>10g}" for value in some.values()))
+    channels = content.get("channels", {"": content["intensity"]})
+    for of, name, some in ((of, name, some) for of, both in channels.items() for name, some in both.items()):
+        lines.append(f"{f'{of} {name}'.strip():16}" + "".join(f"{value:>10g}" for value in some.values()))
     if content["classes"]:
         width = max(16, *(len(name) + 2 for name in content["classes"]))
         lines += ["", f"{'class, ml':{width}}{'cases':>7}{'min':>12}{'median':>12}{'max':>12}"]
@@ -45,15 +46,21 @@ def describe(content: dict[str, Any]) -> list[str]:
 def proposal(content: dict[str, Any]) -> list[str]:
     """Writes a proposal as lines of a study file, each with its reason."""
     spacing, intensity, crop = content["why"]
-    scaling = content["prepare"]["intensity"]
+    own = content["prepare"].get("channels", {})
+    scales = {name: _scale(one) for name, one in own.items()}
     return [
         "# Proposed for the study; change what you know better.",
         "prepare:",
         f"  # {spacing}",
         f"  spacing_zyx_mm: {json.dumps(content['prepare']['spacing_zyx_mm'])}",
         f"  # {intensity}",
-        f"  intensity: {{kind: {scaling['kind']}, low: {scaling['low']:g}, high: {scaling['high']:g}}}",
+        f"  intensity: {_scale(content['prepare']['intensity'])}",
+        *(["  channels:", *(f"    {name}: {scale}" for name, scale in scales.items())] if scales else []),
         "finetune:",
         f"  # {crop}",
         f"  crop_vox: {json.dumps(content['finetune']['crop_vox'])}",
     ]
+
+
+def _scale(scaling: dict[str, Any]) -> str:
+    return f"{{kind: {scaling['kind']}, low: {scaling['low']:g}, high: {scaling['high']:g}}}"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
-def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: Path | None = None) -> None:
+def run(
+    card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: Path | None = None, workers: int = 1
+) -> None:
     """Looks at every case and writes the tables of those that can be used and those that cannot, and the fingerprint.
 
     Beside the table of usable cases lie `quarantine/<case>.png`, a picture of each case set aside whose voxels can be
@@ -20,13 +22,14 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: 
         cases: table of usable cases.
         quarantine: table of those set aside.
         fingerprint: what the scans are like; `fingerprint.json` beside the cases if not given.
+        workers: processes; fewer where the largest scan, in all of them at once, would not fit into the free memory.
 
     Raises:
         Refusal: no case can be used; the classes do not suit a layout with a file per class.
     """
     from voxprior.cards import read_card
     from voxprior.data import fingerprint as fingerprints
-    from voxprior.data import intake, labels, layouts
+    from voxprior.data import intake, labels, layouts, memory, processes, survey
     from voxprior.data.manifest import files_of, read_manifest
     from voxprior.engine.journal import progress
     from voxprior.errors import Refusal
@@ -43,9 +46,11 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: 
     usable: list[dict[str, Any]] = []
     aside: list[dict[str, Any]] = []
     shutil.rmtree(cases.parent / "quarantine", ignore_errors=True)
-    memory = _memory(content, listed, cases.parent / "examined.jsonl")
-    notes = intake.Notes(cases.parent, content.classes, fingerprints.SAMPLES, memory)
-    looked = intake.examine(entries, root, identity, merger, notes)
+    known = _memory(content, listed, cases.parent / "examined.jsonl")
+    notes = intake.Notes(cases.parent, content.classes, fingerprints.SAMPLES, known)
+    if workers > 1:
+        workers = processes.fitting(workers, survey.need_bytes(entries, root), memory.free_bytes())
+    looked = intake.examine(entries, root, identity, merger, notes, workers)
     for kind, row in progress(looked, len(entries), f"intake {content.dataset}"):
         (usable if kind == "case" else aside).append(row)
     write_text(quarantine, _table(intake.QUARANTINE, aside))
@@ -54,7 +59,9 @@ def run(card: Path, manifest: Path, cases: Path, quarantine: Path, fingerprint: 
             f"{content.dataset}: none of its {len(entries)} cases can be used, the first because {aside[0]['file']} "
             f"{aside[0]['defect']}: see {quarantine}"
         )
-    told = fingerprints.summarise(content.dataset, content.modality, [notes.measures[row["case"]] for row in usable])
+    told = fingerprints.summarise(
+        content.dataset, content.modality, [notes.measures[row["case"]] for row in usable], content.channels
+    )
     write_json(fingerprint or cases.parent / "fingerprint.json", told)
     write_text(cases, _table(intake.CASES, usable))
     print(f"{content.dataset}: {len(entries)} cases found, {len(usable)} usable, {len(aside)} set aside")

@@ -1,7 +1,7 @@
 """The fingerprint of a dataset: what its scans are like, and what spacing, intensity range and crop that suggests.
 
-`measure` looks at one case while intake has it in memory, `summarise` puts the cases together, `propose_*` turn numbers
-into a proposal. A proposal is a proposal: the study's own numbers decide, and stand on its cards.
+`measure` and `sample` look at one case while intake has it in memory, `summarise` puts the cases together, `propose_*`
+turn numbers into a proposal. A proposal is a proposal: the study's own numbers decide, and stand on its cards.
 
 Axes: Z Y X in LPS, as prepared arrays have them, whichever way a file stores its axes.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from voxprior.data import volume
-from voxprior.data.labels import count_values
+from voxprior.data.labels import Counted
 
 FORMAT = 1
 SAMPLES = 1000  # voxels of each case from which percentiles are taken, however many cases there are
@@ -27,35 +27,36 @@ UNIT_VOX = 16
 Array = np.ndarray[Any, Any]
 
 
-def measure(
-    image: sitk.Image, label: sitk.Image | None, classes: Mapping[str, Sequence[int]], samples: int
-) -> dict[str, Any]:
-    """Measures one case: geometry, up to `samples` voxels of the scan and of its classes, the classes' volumes.
-
-    Voxels are taken in equal steps through the array, plane by plane: no chance, and no copy of the scan.
-    """
-    raw = volume.Grid.of(image)
+def measure(raw: volume.Grid, label: Counted | None, classes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Measures one case: its geometry, and where there are labels the volume of each class in ml."""
     grid = volume.lps_grid(raw)
-    voxels = sitk.GetArrayViewFromImage(image)
-    step = _step(voxels.size, samples, voxels.shape)
     measured: dict[str, Any] = {
         "size_zyx_vox": list(grid.shape_zyx),
         "spacing_zyx_mm": list(grid.spacing_zyx_mm),
-        "all": _short(voxels.reshape(-1)[::step]),
+        "channels": [],
     }
     if label is None:
         return measured
+    voxel_ml = math.prod(raw.spacing_xyz_mm) / 1000
+    volumes = {name: float(label.counts[list(values)].sum() * voxel_ml) for name, values in classes.items()}
+    return measured | {"class_ml": volumes}
+
+
+def sample(
+    channel: sitk.Image, label: Counted | None, classes: Mapping[str, Sequence[int]], samples: int
+) -> dict[str, list[float]]:
+    """Takes up to `samples` voxels of a channel (`all`), and of what belongs to a class (`foreground`).
+
+    In equal steps through the array, plane by plane: no chance, and no copy of the scan.
+    """
+    voxels = sitk.GetArrayViewFromImage(channel)
+    taken = {"all": _short(voxels.reshape(-1)[:: _step(voxels.size, samples, voxels.shape)])}
+    if label is None:
+        return taken
     known = np.zeros(1 << 16, bool)
     known[[value for values in classes.values() for value in values]] = True
-    ids = sitk.GetArrayViewFromImage(label)
-    counts = count_values(label)
-    voxel_ml = math.prod(raw.spacing_xyz_mm) / 1000
-    inside = int(counts[known].sum())
-    return {
-        **measured,
-        "foreground": _inside(voxels, ids, known, _step(inside, samples, voxels.shape)),
-        "class_ml": {name: float(counts[list(values)].sum() * voxel_ml) for name, values in classes.items()},
-    }
+    step = _step(int(label.counts[known].sum()), samples, voxels.shape)
+    return taken | {"foreground": _inside(voxels, sitk.GetArrayViewFromImage(label.image), known, step)}
 
 
 def _step(voxels: int, samples: int, shape: tuple[int, ...]) -> int:
@@ -81,7 +82,9 @@ def _short(values: Array) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def summarise(dataset: str, modality: str, measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(
+    dataset: str, modality: str, measures: Sequence[Mapping[str, Any]], channels: Sequence[str] = ("image",)
+) -> dict[str, Any]:
     """Puts the measured cases together into what `fingerprint.json` holds (`docs/formats.md`, "fingerprint").
 
     Every case weighs the same in the intensities, however large it is.
@@ -89,10 +92,7 @@ def summarise(dataset: str, modality: str, measures: Sequence[Mapping[str, Any]]
     sizes = np.array([case["size_zyx_vox"] for case in measures], float)
     spacings = np.array([case["spacing_zyx_mm"] for case in measures], float)
     labelled = [case for case in measures if "class_ml" in case]
-    inside = [case["foreground"] for case in labelled if len(case["foreground"])]
-    intensity = {"all": _percentiles(np.concatenate([case["all"] for case in measures]), SHARES)}
-    if inside:
-        intensity["foreground"] = _percentiles(np.concatenate(inside), SHARES)
+    intensities = {name: _intensity([case["channels"][at] for case in measures]) for at, name in enumerate(channels)}
     names = labelled[0]["class_ml"] if labelled else []
     volumes = {name: [case["class_ml"][name] for case in labelled if case["class_ml"][name]] for name in names}
     told: dict[str, Any] = {
@@ -104,13 +104,22 @@ def summarise(dataset: str, modality: str, measures: Sequence[Mapping[str, Any]]
         "size_zyx_vox": _per_axis(sizes),
         "spacing_zyx_mm": _per_axis(spacings),
         "extent_zyx_mm": _per_axis(sizes * spacings),
-        "intensity": intensity,
+        "intensity": intensities[channels[0]],
         "classes": {
             name: {"cases": len(some), "volume_ml": _percentiles(np.array(some), QUARTERS) if some else None}
             for name, some in volumes.items()
         },
     }
-    return {**told, "proposal": _propose(modality, sizes, spacings, intensity)}
+    if len(channels) > 1:
+        told["channels"] = intensities
+    return {**told, "proposal": _propose(modality, sizes, spacings, intensities)}
+
+
+def _intensity(taken: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Finds the percentiles of one channel over all cases, of all voxels and of the classes' where there are any."""
+    found = {"all": _percentiles(np.concatenate([case["all"] for case in taken]), SHARES)}
+    inside = [case["foreground"] for case in taken if len(case.get("foreground", ()))]
+    return found | ({"foreground": _percentiles(np.concatenate(inside), SHARES)} if inside else {})
 
 
 def _percentiles(values: Array, shares: Mapping[str, float]) -> dict[str, float]:
@@ -124,12 +133,17 @@ def _per_axis(values_N3: Array) -> dict[str, list[float]]:
 
 
 # ------------------------------------------------------------------------------------------------- proposals
-def _propose(modality: str, sizes: Array, spacings: Array, intensity: Mapping[str, Any]) -> dict[str, Any]:
+def _propose(modality: str, sizes: Array, spacings: Array, intensities: Mapping[str, Any]) -> dict[str, Any]:
     spacing_mm, why_spacing = propose_spacing(sizes, spacings)
-    scaling, why_intensity = propose_intensity(modality, intensity)
+    first, *others = intensities
+    scaling, why_intensity = propose_intensity(modality, intensities[first])
     crop_vox, why_crop = propose_crop(np.median(sizes * spacings, axis=0) / spacing_mm, spacing_mm)
+    prepare: dict[str, Any] = {"spacing_zyx_mm": spacing_mm, "intensity": scaling}
+    own = {name: propose_intensity(modality, intensities[name])[0] for name in others}
+    if different := {name: one for name, one in own.items() if one != scaling}:
+        prepare["channels"] = different
     return {
-        "prepare": {"spacing_zyx_mm": spacing_mm, "intensity": scaling},
+        "prepare": prepare,
         "finetune": {"crop_vox": crop_vox},
         "why": [why_spacing, why_intensity, why_crop],
     }

@@ -7,17 +7,19 @@ memory only, and named in the `repairs` column. Labels in a file per class are m
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from voxprior.data import channels, fingerprint, series, snapshots, volume
 from voxprior.data.entries import Entry
 from voxprior.data.files import sha256_of_json
-from voxprior.data.labels import ClassFiles, check_values, count_values, fit
+from voxprior.data.labels import ClassFiles, Counted, check_values, fit
+from voxprior.data.processes import spread
 from voxprior.data.remembered import Memory
 from voxprior.data.twins import content_sha256, twin_sha256
 from voxprior.errors import Refusal
@@ -73,8 +75,9 @@ def examine(
     identity: Identity,
     merger: ClassFiles | None = None,
     notes: Notes | None = None,
+    workers: int = 1,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above.
+    """Looks at each case: yields ("case", row) or ("quarantine", row) with the columns above, in the entries' order.
 
     `merger` is needed for entries with a file per class; their label is what it merges. Pictures of what is set aside
     are drawn below the folder of `notes`, into `quarantine/`, lists of DICOM series into `series/`. `notes` is filled.
@@ -84,37 +87,50 @@ def examine(
     notes = notes or Notes()
     pictures = None if notes.folder is None else notes.folder / "quarantine"
     seen: dict[str, str] = {}
-    for entry in entries:
-        try:
-            row, measured = _remembered(entry, root, identity, merger, notes)
-        except Refusal as refusal:
-            yield "quarantine", _defect(entry, root, identity.dataset, str(refusal), pictures)
+    keys: dict[str, str] = {}  # of cases that memory does not know yet
+
+    def known(entry: Entry) -> Any:
+        key = _key(entry, root, notes)
+        kept = notes.memory.get(key) if notes.memory else None
+        if key and kept is None:
+            keys[entry.case] = key
+        return kept
+
+    look = partial(_look, root=root, identity=identity, merger=merger, notes=replace(notes, memory=None, measures={}))
+    for entry, told in spread(look, entries, workers, known):
+        if isinstance(told, str):
+            yield "quarantine", _defect(entry, root, identity.dataset, told, pictures)
             continue
+        if notes.memory:
+            notes.memory.keep(keys.pop(entry.case, None), told)
+        row, measured = told
         twin = seen.setdefault(row["twin_sha256"], entry.case)
         if twin != entry.case:
             sentence = f"{row['image']} holds the same voxels as case {twin}: keep one of the two"
             yield "quarantine", _defect(entry, root, identity.dataset, sentence, pictures)
         else:
             # Numbers of Python's own would take eight times the memory in ten thousand cases.
-            compact = {key: np.array(measured[key], np.float32) for key in ("all", "foreground") if key in measured}
-            notes.measures[entry.case] = measured | compact
+            taken = [{kind: np.array(some, np.float32) for kind, some in one.items()} for one in measured["channels"]]
+            notes.measures[entry.case] = measured | {"channels": taken}
             yield "case", row
 
 
-def _remembered(
-    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives the row and the measures of a case, from memory where its files are the same as then."""
+def _key(entry: Entry, root: Path, notes: Notes) -> str | None:
+    """Names what a case is made from; None where it has to be looked at again."""
     # Files per class are remembered by what merges them; a series is looked at again where its list is gone.
     forget = entry.parts or (entry.slices and not _list_of(entry, notes).is_file())
     files = [] if forget else [*(entry.slices or entry.channels or (entry.image,)), *filter(None, [entry.label])]
-    key = notes.memory.key(root, files, [list(entry), _from_here(root)]) if notes.memory and files else None
-    kept = notes.memory.get(key) if notes.memory else None
-    if kept is None:
-        kept = _row(entry, root, identity, merger, notes)
-        if notes.memory:
-            notes.memory.keep(key, kept)
-    return kept[0], kept[1]
+    return notes.memory.key(root, files, [list(entry), _from_here(root)]) if notes.memory and files else None
+
+
+def _look(
+    entry: Entry, root: Path, identity: Identity, merger: ClassFiles | None, notes: Notes
+) -> tuple[dict[str, Any], dict[str, Any]] | str:
+    """Looks at one case, in a process of its own perhaps: its row and measures, or why it cannot be used."""
+    try:
+        return _row(entry, root, identity, merger, notes)
+    except Refusal as refusal:
+        return str(refusal)
 
 
 def _row(
@@ -124,9 +140,20 @@ def _row(
         raise Refusal(f"{root / entry.image}: {entry.defect}: correct the dataset or its layout")
     patient = entry.patient if entry.patient and identity.patient is None else identity.patient_of(entry.case)
     files = _files(entry, root, notes)
-    image, content, twin, repairs = _read(channels.join([str(file) for file in files]), identity.channels)
-    grid = volume.Grid.of(image)
-    label, repaired, values = _label(entry, root, grid, merger, notes.classes)
+    opened = channels.open_channels(channels.join([str(file) for file in files]), identity.channels)
+    first = next(opened)
+    grid = volume.Grid.of(first[0])
+    label, repaired, counted = _label(entry, root, grid, merger, notes.classes)
+    measured = fingerprint.measure(grid, counted, notes.classes)
+    content: list[str] = []
+    twins: list[str] = []
+    repairs: list[str] = []
+    for channel, made in chain([first], opened):
+        content.append(content_sha256(channel))
+        twins.append(twin_sha256(channel))
+        repairs += made
+        if notes.samples:
+            measured["channels"].append(fingerprint.sample(channel, counted, notes.classes, notes.samples))
     row = {
         "case": entry.case,
         "dataset": identity.dataset,
@@ -137,12 +164,12 @@ def _row(
         "simulated": str(identity.simulated).lower(),
         "shape_zyx": " ".join(str(n) for n in grid.shape_zyx),
         "spacing_zyx_mm": " ".join(f"{s:.6g}" for s in grid.spacing_zyx_mm),
-        "content_sha256": content,
-        "twin_sha256": twin,
+        "content_sha256": content[0] if identity.channels == 1 else sha256_of_json(content),
+        "twin_sha256": twins[0] if identity.channels == 1 else sha256_of_json(twins),
         # Scan and label of one export share what is wrong with them.
         "repairs": "; ".join(dict.fromkeys(repairs + repaired)),
     }
-    return row, fingerprint.measure(image, values, notes.classes, notes.samples) if notes.samples else {}
+    return row, measured
 
 
 def _list_of(entry: Entry, notes: Notes) -> Path:
@@ -161,25 +188,13 @@ def _files(entry: Entry, root: Path, notes: Notes) -> list[Path]:
     return [path]
 
 
-def _read(scan: str, count: int) -> tuple[sitk.Image, str, str, list[str]]:
-    """Reads all channels: (the first one; hashes of the content of all, and of their twins; repairs made)."""
-    rest = channels.open_channels(scan, count)
-    first, repairs = next(rest)
-    content, twins = [content_sha256(first)], [twin_sha256(first)]
-    for channel, made in rest:
-        content, twins, repairs = [*content, content_sha256(channel)], [*twins, twin_sha256(channel)], repairs + made
-    if count == 1:
-        return first, content[0], twins[0], repairs
-    return first, sha256_of_json(content), sha256_of_json(twins), repairs
-
-
 def _label(
     entry: Entry,
     root: Path,
     image: volume.Grid,
     merger: ClassFiles | None,
     classes: Mapping[str, Sequence[int]],
-) -> tuple[Path | None, list[str], sitk.Image | None]:
+) -> tuple[Path | None, list[str], Counted | None]:
     """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs; its voxels)."""
     if entry.parts:
         if merger is None:
@@ -193,13 +208,14 @@ def _label(
                 "where the scan does not show the class), or take the class out of the dataset's 'classes'"
             )
         path, repairs = merger.merge(entry.case, files, image)
-        return path, repairs, volume.read_label(path, verify=False)[0]
+        return path, repairs, Counted.of(volume.read_label(path, verify=False)[0])
     if entry.label is None:
         return None, [], None
     path = root / entry.label
     label, repairs = volume.read_label(path)
     repairs += fit(path, volume.Grid.of(label), image)
-    return path, repairs + check_values(path, count_values(label), classes), label
+    counted = Counted.of(label)
+    return path, repairs + check_values(path, counted.counts, classes), counted
 
 
 def _from_here(path: Path) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -29,6 +29,18 @@ def fit(path: Path, label: volume.Grid, image: volume.Grid) -> list[str]:
     apart_mm = label.demand_same(path, image, "its image", advice)
     voxel_mm = min(image.spacing_xyz_mm)
     return [f"label geometry off by {apart_mm:.2g} mm, the image's is used"] if apart_mm > NEAR_VOX * voxel_mm else []
+
+
+class Counted(NamedTuple):
+    """A label map and how often each value from 0 to 65535 stands in it."""
+
+    image: sitk.Image
+    counts: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> "Counted":
+        """Counts the values of a label map."""
+        return cls(image, count_values(image))
 
 
 def count_values(label: sitk.Image) -> np.ndarray[Any, Any]:

@@ -10,15 +10,14 @@ Axes: Z Y X voxels.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from voxprior.data import cache, channels, memory, resample, volume
+from voxprior.data import cache, channels, memory, processes, resample, volume
 from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
 from voxprior.whole import write_json
@@ -55,22 +54,14 @@ class Recipe:
 
 
 def prepare_all(rows: list[dict[str, str]], folder: Path, recipe: Recipe, workers: int) -> Iterator[dict[str, Any]]:
-    """Prepares cases in up to `workers` processes and yields their index entries in the order of the rows.
+    """Prepares cases in up to `workers` processes and gives their index entries in the order of the rows.
 
     Fewer processes where the largest case, in all of them at once, would not fit into the free memory.
     """
     if workers > 1:
-        workers = fitting(workers, max(need_bytes(row, recipe) for row in rows), memory.free_bytes())
-    if workers == 1:
-        yield from (prepare_case(row, folder, recipe) for row in rows)
-        return
-    # Spawn: a forked child would inherit the thread pools of Blosc2 and ITK without their threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        jobs = [pool.submit(prepare_case, row, folder, recipe) for row in rows]
-        try:
-            yield from (job.result() for job in jobs)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        workers = processes.fitting(workers, max(need_bytes(row, recipe) for row in rows), memory.free_bytes())
+    made = processes.spread(partial(prepare_case, folder=folder, recipe=recipe), rows, workers)
+    return (entry for _, entry in made)
 
 
 def need_bytes(row: dict[str, str], recipe: Recipe) -> int:
@@ -79,17 +70,6 @@ def need_bytes(row: dict[str, str], recipe: Recipe) -> int:
     spacing = [float(s) for s in row["spacing_zyx_mm"].split()]
     grown = math.prod(max(1.0, old / new) for old, new in zip(spacing, recipe.spacing_zyx_mm, strict=True))
     return FIXED_BYTES + math.prod(shape) * 8 + int(math.prod(shape) * (1 + 2 * recipe.channels) * grown)
-
-
-def fitting(workers: int, need: int, free: int | None) -> int:
-    """Lowers a number of workers to what fits into the free memory, each taking `need` bytes; at least one."""
-    return workers if free is None else max(1, min(workers, free // need))
-
-
-def _one_thread() -> None:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def prepare_case(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:

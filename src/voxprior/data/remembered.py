@@ -11,7 +11,7 @@ from typing import Any
 from voxprior.data.files import sha256_of_json
 from voxprior.whole import add_line, read_lines
 
-VERSION = 1  # raised when a case's row, its measures or what is refused changes
+VERSION = 2  # raised when a case's row, its measures or what is refused changes
 
 
 class Memory:

@@ -3,6 +3,7 @@
 Axes: Z Y X voxels, in LPS as everything that is prepared.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from voxprior.data.fingerprint import propose_spacing
 from voxprior.errors import Refusal
 
 FEW = 5  # scans, and label maps, that are read for their voxels
+LIBRARIES_BYTES = 400 << 20
 AIR_HU = -200  # a scan that goes below is taken for CT
 
 Zyx = tuple[float, float, float]
@@ -159,3 +161,22 @@ def propose_grid(headers: Sequence[Header]) -> tuple[Zyx, str, tuple[int, int, i
     z, y, x = (max(1, int(n)) for n in np.median(shape_N3 * spacing_N3 / target_mm, axis=0).round())
     a, b, c = target_mm
     return (a, b, c), why, (z, y, x)
+
+
+def need_bytes(entries: Sequence[Entry], root: Path) -> int:
+    """Says how much memory looking at the largest case takes at most, by the headers of the largest files.
+
+    Its scan as float64 or twice as float32, its labels as uint16, and a process's libraries.
+    """
+    voxels = 0
+    for entry in sorted(entries, key=lambda entry: _file_bytes(entry, root))[-FEW:]:
+        try:
+            voxels = max(voxels, math.prod(read_header(entry, root).shape_zyx))
+        except Refusal:
+            continue
+    return LIBRARIES_BYTES + voxels * 10
+
+
+def _file_bytes(entry: Entry, root: Path) -> int:
+    files = [root / file for file in (entry.slices[:1] or [entry.image])]
+    return sum(file.stat().st_size for file in files if file.is_file()) * max(1, len(entry.slices))

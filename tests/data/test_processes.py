@@ -1,0 +1,44 @@
+"""Work in several processes: in order, no further ahead than allowed, and a sentence when one is killed."""
+
+import os
+import signal
+
+import pytest
+
+from voxprior.data.processes import AHEAD, spread
+from voxprior.errors import Refusal, Resumable
+
+
+def double(item: int) -> int:
+    if item == 13:
+        raise Refusal("13 is no number: take another one")
+    if item == 99:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * item
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order_and_known_ones_cost_nothing(workers):
+    found = list(spread(double, range(7), workers, lambda item: -1 if item % 3 == 0 else None))
+    assert found == [(item, -1 if item % 3 == 0 else 2 * item) for item in range(7)]
+
+
+def test_items_are_taken_as_they_are_needed():
+    taken = []
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = spread(double, items(), 2, lambda item: item)  # all known: no process is waited for
+    next(results)
+    assert len(taken) == 2 * AHEAD
+    results.close()
+
+
+def test_refusals_come_out_and_a_killed_process_is_a_sentence():
+    with pytest.raises(Refusal, match="13 is no number"):
+        list(spread(double, [1, 13], 2))
+    with pytest.raises(Resumable, match="a process was killed, most likely because the memory was full: run"):
+        list(spread(double, [99, 1], 2))
