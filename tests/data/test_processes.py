@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +46,37 @@ def test_refusals_come_out_and_a_killed_process_is_a_sentence():
         list(spread(double, [1, 13], 2))
     with pytest.raises(Resumable, match="a process was killed, most likely because the memory was full: run"):
         list(spread(double, [99, 1], 2))
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path):
+    (tmp_path / "work.py").write_text(
+        "import os, sys, time\n"
+        "from voxprior.data.processes import spread\n\n\n"
+        "def slow(item):\n"
+        "    open(f'pid{item}', 'w').write(str(os.getpid()))\n"
+        "    time.sleep(30 * item)\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    list(spread(slow, [0, 1, 1], 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "work.py"], cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "pid1").is_file() and (tmp_path / "pid1").read_text())
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid1").read_text())
+    wait_until(lambda: not is_alive(child))
+
+
+def wait_until(done, seconds=20):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "still waiting"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,10 +1,12 @@
 """Work on many cases in several processes, in order, in the memory that is free."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
+from threading import Thread
 from typing import Any, TypeVar
 
 from voxprior.errors import Resumable
@@ -38,7 +40,7 @@ def spread(
             yield item, work(item) if found is None else found
         return
     # Spawn: a forked child would inherit the thread pools of Blosc2 and ITK without their threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
         waiting: deque[tuple[Item, Any]] = deque()
         try:
             for item in items:
@@ -61,7 +63,17 @@ def _done(item: Item, result: Any) -> tuple[Item, Any]:
     return item, result.result() if isinstance(result, Future) else result
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """Prepares a process: one thread for ITK, and an end when the one that started it has ended."""
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    # A process that waits for work does not notice that nobody is left who could give it any.
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
