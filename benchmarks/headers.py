@@ -55,7 +55,7 @@ def timed(command: list[str], here: Path, stop_at: int | None = None) -> dict[st
     )
     journal = here / "out" / "examined.jsonl"
     while process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.05 if stop_at is None else 0.5)
         if stop_at and journal.is_file() and journal.read_bytes().count(b"\n") >= stop_at:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -136,17 +136,20 @@ def split(
     cases: Annotated[list[Path], typer.Option(help="case tables, the study's own first", callback=_there)],
     output: Output,
     leakage: Output,
+    pool: Annotated[
+        list[Path] | None, typer.Option(help="case tables that are only pretrained on", callback=_there)
+    ] = None,
 ) -> None:
     """Split patients into test, validation and nested label budgets; refuse scored cases that are learned from."""
     from voxprior.commands import split as verb
 
-    verb.run(card, index, cases, output, leakage)
+    verb.run(card, index, cases, output, leakage, pool or [])
 
 
 @app.command()
 def pretrain(
     card: Card,
-    index: In,
+    index: Annotated[list[Path], typer.Option(help="the study's index first, then its pool's", callback=_there)],
     splits: In,
     output: Output,
     work: Work,

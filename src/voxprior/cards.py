@@ -88,6 +88,7 @@ class PretrainCard(Strict):
     channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     pretrain: Pretrain
+    pool: list[Name] = Field(default=[], description="datasets that are pretrained on beside the study's own")
     fold: int
 
 

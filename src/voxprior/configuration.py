@@ -251,6 +251,7 @@ class Study(Strict):
     mirror: str | None = Field(None, description="folder or URL tried before a dataset's own source")
     dataset: Name
     external: list[Name] = Field([], description="datasets that are only predicted and scored")
+    pool: list[Name] = Field([], description="datasets whose scans are only pretrained on; their labels are not read")
     classes: list[ClassName] = Field(min_length=1, description="what is segmented; the order gives ids 1, 2, ...")
     prepare: Prepare
     split: Split

@@ -44,7 +44,7 @@ def test_it_tells_what_the_real_run_of_the_card_then_tells(tiny_study, tmp_path,
 
     card = tiny_study.card("pretrain")
     told = say(monkeypatch, capsys, "--card", card)
-    pretrain.run(card, tiny_study.index, tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
+    pretrain.run(card, [tiny_study.index], tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert numbers(told, "FLOPs")[0] == summary["flops_per_step"]
     assert numbers(told, "parameters")[0] == summary["parameters"]

@@ -23,7 +23,7 @@ def run(study, folder, encoder=None, **changes):
 def pretrained(tiny_study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
     card = tiny_study.card("pretrain")
-    pretrain.run(card, tiny_study.index, tiny_study.splits, folder / "out", folder / "work", 1, "cpu")
+    pretrain.run(card, [tiny_study.index], tiny_study.splits, folder / "out", folder / "work", 1, "cpu")
     return folder / "out" / "encoder.safetensors", card_hash(read_card("pretrain", card))
 
 
@@ -47,6 +47,28 @@ def test_scratch_writes_a_model_that_says_how_it_was_made(tiny_study, tmp_path):
     assert summary["steps"] == 4
     assert {"dice", "ce"} <= set(summary["final"])
     assert summary["inputs"]["encoder_sha256"] is None
+
+
+def test_a_finished_run_is_given_back_where_nothing_that_it_reads_has_changed(tiny_study, tmp_path, monkeypatch):
+    """As after an unlabelled scan was added: the index and the split are new files, the budget's cases the same."""
+    from voxprior.engine import loop
+
+    run(tiny_study, tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    before = tiny_study.index.read_bytes()
+    index = json.loads(before)
+    tiny_study.index.write_text(json.dumps({**index, "cases": [*index["cases"], {**index["cases"][0], "case": "new"}]}))
+    trained = []
+    monkeypatch.setattr(loop, "train", lambda *arguments, was=loop.train: (trained.append(1), was(*arguments))[1])
+    try:
+        run(tiny_study, tmp_path)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first and not trained
+        run(tiny_study, tmp_path, seed=5)
+        assert trained
+    finally:
+        tiny_study.index.write_bytes(before)
 
 
 def test_an_encoder_is_placed_whole_and_only_its_own_cards(tiny_study, tmp_path, pretrained):

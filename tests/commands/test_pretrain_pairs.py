@@ -15,7 +15,7 @@ HEADS = {"head_hidden": 16, "head_out": 8}
 def run(study, folder, **config):
     changes = {"method": "pgl", "config": PGL | HEADS | config, "pretrain": {"voxels": 4 * 4 * 16**3, "batch_size": 2}}
     card = study.card("pretrain", **changes)
-    pretrain.run(card, study.index, study.splits, folder / "out", folder / "work", 1, "cpu")
+    pretrain.run(card, [study.index], study.splits, folder / "out", folder / "work", 1, "cpu")
     return json.loads((folder / "out" / "summary.json").read_text())
 
 
@@ -48,4 +48,4 @@ def test_a_batch_of_one_with_batch_statistics_is_refused(tiny_study, tmp_path):
         "pretrain", method="byol", config=PGL | HEADS, pretrain={"voxels": 4 * 2 * 16**3, "batch_size": 1}
     )
     with pytest.raises(Refusal, match="batch of one"):
-        pretrain.run(card, tiny_study.index, tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
+        pretrain.run(card, [tiny_study.index], tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")

@@ -18,7 +18,7 @@ FILES = ["clock.jsonl", "encoder.safetensors", "journal.jsonl", "pictures.npz", 
 
 def run(study, folder, **changes):
     card = study.card("pretrain", **changes)
-    pretrain.run(card, study.index, study.splits, folder / "out", folder / "work", 1, "cpu")
+    pretrain.run(card, [study.index], study.splits, folder / "out", folder / "work", 1, "cpu")
     return card
 
 
@@ -109,7 +109,7 @@ def test_volumes_smaller_than_one_patch_are_refused_before_the_first_step(tiny_s
     content["architecture"] |= {"patch_vox": 32}
     coarse.write_text(json.dumps(content))
     with pytest.raises(Refusal, match="4 of 4 volumes are smaller than one patch of 32 voxels of vit_tiny"):
-        pretrain.run(coarse, tiny_study.index, tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
+        pretrain.run(coarse, [tiny_study.index], tiny_study.splits, tmp_path / "out", tmp_path / "work", 1, "cpu")
     assert not (tmp_path / "out").exists()
 
 

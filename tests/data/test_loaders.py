@@ -188,3 +188,27 @@ def test_pretraining_cannot_look_at_labels(index):
 def test_impossible_readings_are_refused(index, changes, word):
     with pytest.raises(Refusal, match=word):
         read(index, **changes)
+
+
+def test_cases_of_several_datasets_are_one_pool(index):
+    """Every pass goes once through the cases of all indexes, and reads each from its own."""
+    other = index.parent / "other.json"
+    content = json.loads(index.read_text())
+    names = {case["case"]: f"other_{case['case']}" for case in content["cases"]}
+    renamed = [{**case, "case": names[case["case"]]} for case in content["cases"]]
+    other.write_text(json.dumps({**content, "dataset": "other", "cases": renamed}))
+    plan = regions(
+        index, CASES[:2], Region((8, 8, 8)), seed=3, batch_size=3, steps=4, others=((other, tuple(names.values())),)
+    )
+    for turn in range(2):
+        seen = [plan.case_at(turn * 6 + place) for place in range(6)]
+        assert sorted(seen, key=str) == sorted(
+            [(index, case) for case in CASES[:2]] + [(other, n) for n in names.values()], key=str
+        )
+    whole = Region((64, 64, 64), whole=True)
+    read_ = regions(index, CASES[:1], whole, seed=3, batch_size=1, steps=2, others=((other, (names[CASES[2]],)),))
+    sums = sorted(int(batch["region_BCZYX"].long().sum()) for _, _, batch in read_)
+    own = [cache.open_case(index, case) for case in (CASES[0], CASES[2])]
+    assert sums == sorted(int(case.read((0, 0, 0), case.shape_zyx)[0].astype(int).sum()) for case in own)
+    with pytest.raises(Refusal, match=r"other.json has no case 'nobody'"):
+        regions(index, CASES, Region((8, 8, 8)), seed=3, batch_size=1, steps=1, others=((other, ("nobody",)),))

@@ -164,6 +164,21 @@ def test_one_person_in_two_datasets_is_a_leak_too(scans):
     assert not leakage.find_overlaps([FOLD], [everybody])
 
 
+def test_what_is_only_pretrained_on_is_learned_from_in_every_fold(scans):
+    root, files = scans
+    own = table(root, "d", files)
+    second = {"fold": 1, "pool": ["p3", "p4", "p5"], "train": ["p4"], "val": [], "test": ["p0", "p1"]}
+    (copy,) = table(root, "lake", [copy_of(root / "p5.nii.gz", "mirrored")])
+    assert leakage.find_overlaps([FOLD, second], [own], [[copy]]) == [("lake/" + copy["case"], "d/p5", "voxels", (0,))]
+    (fresh,) = table(root, "lake", [copy_of(root / "p2.nii.gz", "renamed")])  # trained on, never scored
+    assert not leakage.find_overlaps([FOLD], [own], [[fresh]])
+    person = {**fresh, "person": own[4]["person"]}
+    assert leakage.find_overlaps([FOLD], [own], [[person]]) == [("lake/" + fresh["case"], "d/p4", "person", (0,))]
+    outside = [{**own[3], "dataset": "other", "person": "x/1"}]
+    (found,) = leakage.find_overlaps([FOLD], [own, outside], [[{**fresh, "person": "x/1"}]])
+    assert (found.scored, found.shared) == ("other/p3", "person")
+
+
 def test_overlap_is_refused_in_one_sentence():
     leakage.demand_none([])
     some = [leakage.Overlap(f"d/p{n}", f"o/q{n}", "voxels", (0,)) for n in range(5)]

@@ -37,6 +37,30 @@ def test_the_default_study_plans_every_step(tmp_path, snakemake, jobs):
     }
 
 
+def test_a_pool_is_prepared_and_pretrained_on_and_never_scored(tmp_path, snakemake, jobs):
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text()) | {"pool": ["hippocampus"]}
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(tmp_path, "-n", "-p", "--configfile", str(tmp_path / "pool.yaml"))
+    assert done.returncode == 0, done.text
+    planned = jobs(done.text)
+    assert (planned["fetch"], planned["intake"], planned["prepare"]) == (3, 3, 3)
+    commands = [
+        line.partition("Shell command: ")[2] for line in done.text.splitlines() if "Shell command: voxprior" in line
+    ]
+    index = "--index results/prepared/hippocampus/index.json"
+    assert {line.split()[1] for line in commands if index in line} == {"pretrain"}
+    (split,) = [line for line in commands if line.startswith("voxprior split")]
+    assert split.count("--cases") == 2 and "--pool results/intake/hippocampus/cases.csv" in split
+    for wrong, words in (
+        ({"pool": ["chest_ct"]}, "pool names chest_ct"),
+        ({"inits": {"vit_tiny": ["scratch"]}}, "pool is given"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config | wrong))
+        done = snakemake(tmp_path, "results/check.json", "--cores", "1", "--configfile", str(tmp_path / "wrong.yaml"))
+        assert done.returncode != 0
+        assert words in (tmp_path / "results/logs/check.log").read_text()
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
 def test_every_study_dry_runs_and_passes_the_check(study, tmp_path, snakemake, jobs):
     done = snakemake(tmp_path, "-n", "--configfile", str(study))

@@ -1,7 +1,8 @@
 RESOLVED = resolve(dict(config))
 STUDY = RESOLVED["study"]
 R = STUDY["results"]
-DATASETS = [STUDY["dataset"], *STUDY["external"]]
+SCORED = [STUDY["dataset"], *STUDY["external"]]
+DATASETS = [*SCORED, *STUDY["pool"]]
 CELLS = all_cells()
 PRETRAININGS = [
     {"backbone": backbone, "init": init, "fold": fold}

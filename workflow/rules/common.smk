@@ -61,7 +61,7 @@ def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
     methods = sorted({init for on in inits.values() for init in on or [] if init != "scratch"})
-    datasets = [study.get("dataset", ""), *(study.get("external") or [])]
+    datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
     resolved = {
         "study": study,
         "datasets": {name: numbers("datasets", name) for name in datasets},
@@ -87,18 +87,18 @@ def listing(source):
 
 
 def class_values(dataset):
-    return [RESOLVED["datasets"][dataset]["classes"].get(name, []) for name in STUDY["classes"]]
+    known = {} if dataset in STUDY["pool"] else RESOLVED["datasets"][dataset]["classes"]
+    return [known.get(name, []) for name in STUDY["classes"]]
 
 
 def dataset_cards(name):
     """Cards of fetch, simulate, intake and prepare for one dataset."""
-    d = RESOLVED["datasets"][name]
-    layout = d["layout"]
-    yield f"fetch/{name}", {"dataset": name, "source": d["source"]}
+    d = RESOLVED["datasets"][name] | {"dataset": name, "prepare": STUDY["prepare"]}
+    yield f"fetch/{name}", {key: d[key] for key in ("dataset", "source")}
     if "simulate" in d:
-        yield f"simulate/{name}", {"dataset": name, "layout": layout, "simulate": d["simulate"]}
-        layout = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
-    d = d | {"dataset": name, "layout": layout, "simulated": "simulate" in d, "prepare": STUDY["prepare"]}
+        yield f"simulate/{name}", {key: d[key] for key in ("dataset", "layout", "simulate")}
+        d["layout"] = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
+    d["simulated"] = "simulate" in d
     keys = ("dataset", "layout", "simulated", "channels", "classes", "modality", "patient", "person")
     yield f"intake/{name}", {key: d[key] for key in keys}
     yield f"prepare/{name}", {k: d[k] for k in ("dataset", "channels", "prepare")} | {"classes": class_values(name)}
@@ -110,7 +110,8 @@ def network(backbone):
 
 
 def pretrain_card(backbone, method, fold):
-    rest = {"recipe": RESOLVED["backbones"][backbone]["pretrain"], "pretrain": STUDY["pretrain"], "fold": int(fold)}
+    rest = {key: STUDY[key] for key in ("pretrain", "pool")} | {"fold": int(fold)}
+    rest["recipe"] = RESOLVED["backbones"][backbone]["pretrain"]
     return {"method": method, "config": RESOLVED["methods"][method], **network(backbone), **rest}
 
 
@@ -139,12 +140,10 @@ def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
     cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
-    for arm in PRETRAININGS:
-        cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
-    for cell in CELLS:
-        cards[cell_path("finetune", cell)] = finetune_card(cell)
+    cards |= {"pretrain/{backbone}/{init}/fold{fold}".format(**arm): pretrain_card(*arm.values()) for arm in PRETRAININGS}
+    cards |= {cell_path("finetune", cell): finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in DATASETS}}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in SCORED}}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
     return cards

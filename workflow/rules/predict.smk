@@ -2,7 +2,7 @@ rule predict:
     input:
         card=f"{R}/cards/predict/fold{{fold}}.json",
         model=f"{R}/finetune/{CELL}/model.safetensors",
-        index=expand(f"{R}/prepared/{{dataset}}/index.json", dataset=DATASETS),
+        index=expand(f"{R}/prepared/{{dataset}}/index.json", dataset=SCORED),
         splits=f"{R}/splits.json",
     output:
         f"{R}/finetune/{CELL}/predictions.json",

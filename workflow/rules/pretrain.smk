@@ -1,7 +1,7 @@
 rule pretrain:
     input:
         card=f"{R}/cards/pretrain/{{backbone}}/{{method}}/fold{{fold}}.json",
-        index=f"{R}/prepared/{STUDY['dataset']}/index.json",
+        index=expand(f"{R}/prepared/{{dataset}}/index.json", dataset=[STUDY["dataset"], *STUDY["pool"]]),
         splits=f"{R}/splits.json",
     output:
         encoder=f"{R}/pretrain/{{backbone}}/{{method}}/fold{{fold}}/encoder.safetensors",
@@ -22,8 +22,9 @@ rule pretrain:
         gpu=GPU,
     params:
         folder=subpath(output.summary, parent=True),
+        index=lambda w, input: " ".join(f"--index {path}" for path in input.index),
     message:
         "Pretrain {wildcards.method} on {wildcards.backbone}, without labels"
     shell:
-        "voxprior pretrain --card {input.card} --index {input.index} --splits {input.splits}"
+        "voxprior pretrain --card {input.card} {params.index} --splits {input.splits}"
         " --output {params.folder} --work work/{params.folder} --threads {threads} > {log} 2>&1"

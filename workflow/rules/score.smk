@@ -2,7 +2,7 @@ rule score:
     input:
         card=f"{R}/cards/score.json",
         predictions=f"{R}/finetune/{CELL}/predictions.json",
-        cases=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=DATASETS),
+        cases=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=SCORED),
     output:
         f"{R}/finetune/{CELL}/scores.csv",
     log:

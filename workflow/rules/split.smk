@@ -2,7 +2,8 @@ rule split:
     input:
         card=f"{R}/cards/split.json",
         index=f"{R}/prepared/{STUDY['dataset']}/index.json",
-        cases=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=DATASETS),
+        cases=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=SCORED),
+        pool=expand(f"{R}/intake/{{dataset}}/cases.csv", dataset=STUDY["pool"]),
     output:
         splits=f"{R}/splits.json",
         leakage=f"{R}/leakage.json",
@@ -18,8 +19,9 @@ rule split:
         runtime=10,
     params:
         cases=lambda w, input: " ".join(f"--cases {path}" for path in input.cases),
+        pool=lambda w, input: " ".join(f"--pool {path}" for path in input.pool),
     message:
         "Split patients into test, validation and nested label budgets; look for scans on both sides"
     shell:
-        "voxprior split --card {input.card} --index {input.index} {params.cases} --output {output.splits}"
-        " --leakage {output.leakage} > {log} 2>&1"
+        "voxprior split --card {input.card} --index {input.index} {params.cases} {params.pool}"
+        " --output {output.splits} --leakage {output.leakage} > {log} 2>&1"

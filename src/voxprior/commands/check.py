@@ -18,6 +18,7 @@ def run(config: Path, output: Path) -> None:
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
     check_channels(resolved)
+    check_pool(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
     write_json(output, {"format": 1, "checked": checked})
@@ -50,11 +51,11 @@ def check_channels(resolved: Any) -> None:
             f"config: prepare.channels names {', '.join(unknown)}, and dataset {study.dataset} has {', '.join(names)}: "
             "choose from these"
         )
-    for name in study.external:
+    for kind, name in (*(("external", name) for name in study.external), *(("pool", name) for name in study.pool)):
         others = resolved.datasets[name].channels
         if others != names:
             raise Refusal(
-                f"config: external dataset {name} has the channels {', '.join(others)} where {study.dataset} has "
+                f"config: {kind} dataset {name} has the channels {', '.join(others)} where {study.dataset} has "
                 f"{', '.join(names)}: a model needs the same, in the same order"
             )
     for name, dataset in resolved.datasets.items():
@@ -62,6 +63,18 @@ def check_channels(resolved: Any) -> None:
             raise Refusal(f"config/datasets/{name}.yaml: a channel stands twice in channels: name each once")
         if dataset.simulate is not None and len(dataset.channels) > 1:
             raise Refusal(f"config/datasets/{name}.yaml: simulate takes scans of one channel: leave one of the two out")
+
+
+def check_pool(resolved: Any) -> None:
+    """Refuses a pool that nothing is pretrained on, that names a dataset twice, or one that is scored."""
+    study = resolved.study
+    if twice := [name for name in study.pool if name in (study.dataset, *study.external) or study.pool.count(name) > 1]:
+        raise Refusal(
+            f"config: pool names {twice[0]}, which is the study's dataset, an external one, or stands there twice: "
+            "take it out"
+        )
+    if study.pool and all(init == "scratch" for on in study.inits.values() for init in on):
+        raise Refusal("config: pool is given and no init is pretrained: add one to inits, or take pool out")
 
 
 def check_split(resolved: Any) -> None:

@@ -29,7 +29,7 @@ def run(
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import summary
+    from voxprior.engine import kept, summary
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.weights import write_weights
     from voxprior.segment import model as segment
@@ -38,6 +38,9 @@ def run(
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
     cases = _budget(splits, card.fold, card.budget)
+    key, reads = cards.card_hash(card), content_key(index, cases, sha256_of(encoder) if encoder else None)
+    if kept.give_back(output, work, key, reads):
+        return
     network, report = _build(card, card_path, encoder)
     config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
     model, region = segment.Model(config, network), segment.region(config)
@@ -48,8 +51,7 @@ def run(
             workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
         )  # fmt: skip
 
-    name, reads = f"finetune {card.init}", content_key(index, cases, sha256_of(encoder) if encoder else None)
-    plan = Plan(card.steps, card.recipe, cards.card_hash(card), work, where, card.precision, name, reads=reads)
+    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, f"finetune {card.init}", reads=reads)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
@@ -60,7 +62,7 @@ def run(
     made_from = {"index": index, "splits": splits, "encoder": encoder}
     inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
     told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
-    summary.publish(output, plan, told)
+    summary.publish(output, plan, told, ["model.safetensors", "load_report.json"])
 
 
 def _budget(splits: Path, number: int, budget: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ _PICTURES = 3
 
 def run(
     card_path: Path,
-    index: Path,
+    indexes: list[Path],
     splits: Path,
     output: Path,
     work: Path,
@@ -22,6 +23,7 @@ def run(
 ) -> None:
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
+    `indexes`: the study's own dataset first, then those that are only pretrained on, all of their cases.
     `compiled`: whether torch compiles the networks; None: on CUDA, where it can.
 
     Raises:
@@ -31,19 +33,22 @@ def run(
     """
     from voxprior import cards, methods
     from voxprior.data.cache import content_key
-    from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import summary
+    from voxprior.engine import kept, summary
     from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
     from voxprior.engine.step import Plan
 
     card: cards.PretrainCard = cards.read_card("pretrain", card_path)
     where = devices.pick(device, threads)
-    pool = _pool(splits, card.fold)
+    index, pool, others = _pool(indexes, splits, card.fold)
+    key, reads = cards.card_hash(card), content_key(index, pool, *(content_key(*other) for other in others))
+    if kept.give_back(output, work, key, reads):
+        return
     model, region, rules = build(card, card_path)
-    _check_sizes(card, index, pool)
+    for path, cases in ((index, pool), *others):
+        _check_sizes(card, path, cases)
     recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
     steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
     workers: Any = "auto" if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
@@ -52,42 +57,53 @@ def run(
         seed, pin = card.pretrain.seed, where.type == "cuda"
         return regions(
             index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers,
-            cores=threads, pin=pin,
+            cores=threads, pin=pin, others=others,
         )  # fmt: skip
 
-    plan = Plan(
-        steps, recipe, cards.card_hash(card), work, where, card.pretrain.precision, f"pretrain {card.method}",
-        rules=rules, compiler=_compiler(compiled, where), reads=content_key(index, pool),
-    )  # fmt: skip
+    how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
+    plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
     before = _measures(model)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
-    _write_encoder(output / "encoder.safetensors", model, content, plan.card_hash)
+    _write_encoder(output / "encoder.safetensors", model, content, key)
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
-    inputs = {"index_sha256": sha256_of(index), "splits_sha256": sha256_of(splits), "encoder_sha256": None}
-    told = summary.summarise("pretrain", content, plan, outcome, model, size, inputs)
+    told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
-    told["measured"] = {"start": before, "end": _measures(model)}
-    told["moved"] = _moved(model, build(card, card_path)[0])
-    summary.publish(output, plan, told)
+    told |= {"measured": {"start": before, "end": _measures(model)}, "moved": _moved(model, build(card, card_path)[0])}
+    summary.publish(output, plan, told, ["encoder.safetensors", "pictures.npz"])
 
 
-def _pool(splits: Path, number: int) -> list[str]:
-    """Lists what the fold's pretraining may see."""
+Others = tuple[tuple[Path, tuple[str, ...]], ...]
+
+
+def _pool(indexes: list[Path], splits: Path, number: int) -> tuple[Path, list[str], Others]:
+    """Lists what the fold's pretraining may see: (own index, its cases, other indexes with all of theirs)."""
+    from voxprior.data.cache import read_index
+
     folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
     fold = next((fold for fold in folds if fold["fold"] == number), None)
     if fold is None or not fold["pool"]:
         raise Refusal(f"{splits} has no cases to pretrain on in fold {number}: run 'split' again with more patients")
-    return list(fold["pool"])
+    own, *rest = indexes
+    others = ((path, tuple(case["case"] for case in read_index(path)["cases"])) for path in rest)
+    return own, list(fold["pool"]), tuple(others)
 
 
-def _check_sizes(card: Any, index: Path, pool: list[str]) -> None:
+def _inputs(indexes: list[Path], splits: Path) -> dict[str, Any]:
+    from voxprior.data.files import sha256_of
+
+    own, *others = map(sha256_of, indexes)
+    return {"index_sha256": own, "pool_sha256": others, "splits_sha256": sha256_of(splits), "encoder_sha256": None}
+
+
+def _check_sizes(card: Any, index: Path, pool: Sequence[str]) -> None:
     """Refuses a pool whose volumes the method cannot use, before the first step."""
     from voxprior import methods
     from voxprior.data.cache import read_index
     from voxprior.nets.backbones import Backbone
 
-    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in set(pool)]
+    wanted = set(pool)
+    entries = [entry for entry in read_index(index)["cases"] if entry["case"] in wanted]
     unit = Backbone(card.backbone, card.family, card.architecture, card.channels).unit_vox
     if small := [entry["case"] for entry in entries if min(entry["shape_zyx"]) < unit]:
         raise Refusal(

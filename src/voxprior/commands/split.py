@@ -1,10 +1,11 @@
 """split: freezes who trains, who validates, who tests, and which labels each budget may use."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def run(card: Path, index: Path, cases: list[Path], output: Path, leakage: Path) -> None:
+def run(card: Path, index: Path, cases: list[Path], output: Path, leakage: Path, pools: Sequence[Path] = ()) -> None:
     """Splits the cases of a prepared dataset by patient, and checks that nothing scored is learned from.
 
     Args:
@@ -13,6 +14,7 @@ def run(card: Path, index: Path, cases: list[Path], output: Path, leakage: Path)
         cases: case tables: the study's own dataset first, then the datasets that are only scored.
         output: the lists with their hash.
         leakage: what the gate found (`docs/formats.md`, "leakage").
+        pools: case tables of the datasets that are only pretrained on.
 
     Raises:
         Refusal: too few patients for the split; a scan or a person is learned from and scored as well, and the study
@@ -38,11 +40,11 @@ def run(card: Path, index: Path, cases: list[Path], output: Path, leakage: Path)
         for case in cache.read_index(index)["cases"]
     ]
     folds = splits.split(known, wanted.test, wanted.val, wanted.budgets, wanted.folds, wanted.seed)
-    tables = [_read_table(path) for path in cases]
-    found = gate.find_overlaps(folds, tables)
+    tables, pooled = ([_read_table(path) for path in paths] for paths in (cases, pools))
+    found = gate.find_overlaps(folds, tables, pooled)
     if not content.allow_leakage:
         gate.demand_none(found)
-    looked_at = {rows[0]["dataset"]: len(rows) for rows in tables if rows}
+    looked_at = {rows[0]["dataset"]: len(rows) for rows in tables + pooled if rows}
     told = [{**one._asdict(), "folds": list(one.folds)} for one in found]
     write_json(leakage, {"format": 1, "allowed": content.allow_leakage, "cases": looked_at, "found": told})
     write_json(output, {"format": 1, "sha256": sha256_of_json(folds), "folds": folds})

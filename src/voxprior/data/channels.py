@@ -3,11 +3,14 @@
 In the case table several files stand in one column, joined by `|`. All channels of a case lie on one grid.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
-from voxprior.data import volume
+from voxprior.data import checks, series, volume
 from voxprior.errors import Refusal
 
 BETWEEN = "|"
@@ -21,6 +24,26 @@ def join(paths: Sequence[str]) -> str:
 def read_channels(image: str, count: int = 1, verify: bool = True) -> Iterator[sitk.Image]:
     """Reads a case's image channel by channel; `open_channels` without the lists of repairs."""
     return (channel for channel, _ in open_channels(image, count, verify))
+
+
+def places_of(image: str) -> list[Any]:
+    """Tells where a case's voxels lie, by the headers of its files as they are now; JSON content.
+
+    Raises:
+        Refusal: a file is missing.
+    """
+    found: list[Any] = []
+    for file in map(Path, image.split(BETWEEN)):
+        checks.readable(file)
+        if file.name.endswith(series.SUFFIX):
+            reader = series.header(series.files_of(file)[0])
+        else:
+            reader = checks.reader_of(file)
+            with contextlib.suppress(RuntimeError):  # whoever reads its voxels says what is wrong with it
+                reader.ReadImageInformation()
+        if reader is not None:
+            found.append([reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()])
+    return found
 
 
 def open_channels(image: str, count: int = 1, verify: bool = True) -> Iterator[tuple[sitk.Image, list[str]]]:

@@ -21,28 +21,36 @@ class Overlap(NamedTuple):
     folds: tuple[int, ...]
 
 
-def find_overlaps(folds: Sequence[Mapping[str, Any]], tables: Sequence[Sequence[Row]]) -> list[Overlap]:
+def find_overlaps(
+    folds: Sequence[Mapping[str, Any]], tables: Sequence[Sequence[Row]], pools: Sequence[Sequence[Row]] = ()
+) -> list[Overlap]:
     """Lists the overlaps between what is learned from and what is scored.
 
     Args:
         folds: of the split: `pool`, `train`, `val`, `test` list cases of the study's own dataset.
         tables: rows of the case tables: the study's own dataset first, then those that are only scored.
+        pools: rows of the case tables that are only pretrained on.
 
     Returns:
         One entry per pair of cases, in the order of the tables. Inside the study's own dataset people are not
         compared: the split has kept them apart, unless all are one simulated person, which the study says elsewhere.
     """
     own = {row["case"]: row for row in tables[0]}
+    outside = [row for table in tables[1:] for row in table if row["label"]]
+    pooled = [row for pool in pools for row in pool]
     pairs: dict[tuple[str, str, str], list[int]] = {}
     for fold in folds:
         learned = [own[case] for case in dict.fromkeys([*fold["pool"], *fold["train"]])]
         held = [own[case] for case in [*fold["val"], *fold["test"]]]
-        outside = [row for table in tables[1:] for row in table if row["label"]]
-        for shared, key, scored in (("voxels", "twin_sha256", held + outside), ("person", "person", outside)):
+        for some, others, shared, key in (
+            (learned + pooled, held + outside, "voxels", "twin_sha256"),
+            (learned + pooled, outside, "person", "person"),
+            (pooled, held, "person", "person"),
+        ):
             known: dict[str, list[Row]] = {}
-            for row in learned:
+            for row in some:
                 known.setdefault(row[key], []).append(row)
-            for row in scored:
+            for row in others:
                 for twin in known.get(row[key], []):
                     pairs.setdefault((_name(twin), _name(row), shared), []).append(fold["fold"])
     # Who shares voxels shares the person: one reason is enough.

@@ -42,6 +42,7 @@ class Regions:
     Attributes:
         index_path: index of the prepared dataset.
         cases: names of the cases.
+        others: indexes of further datasets, and names of their cases, read as if they belonged to the first.
         region: what is read per sample.
         seed, batch_size, steps, start_step: `batch_size` counts all ranks.
         labels: read labels too.
@@ -69,6 +70,7 @@ class Regions:
     rank: int = 0
     world_size: int = 1
     pin: bool = False
+    others: tuple[tuple[str | Path, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -79,12 +81,24 @@ class Regions:
             )
         if self.foreground and not self.labels:
             raise ValueError("foreground sampling looks at labels; pretraining must not")
-        known = {case["case"]: case for case in cache.read_index(self.index_path)["cases"]}
-        for case in self.cases:
-            if case not in known:
-                raise Refusal(f"{self.index_path} has no case '{case}': rerun 'prepare' and 'split'")
-            if self.labels and known[case]["label"] is None:
-                raise Refusal(f"{self.index_path}: case '{case}' has no labels: take it out of the training list")
+        for index, cases in ((self.index_path, self.cases), *self.others):
+            known = {case["case"]: case for case in cache.read_index(index)["cases"]}
+            for case in cases:
+                if case not in known:
+                    raise Refusal(f"{index} has no case '{case}': rerun 'prepare' and 'split'")
+                if self.labels and known[case]["label"] is None:
+                    raise Refusal(f"{index}: case '{case}' has no labels: take it out of the training list")
+
+    def case_at(self, position: int) -> tuple[str | Path, str]:
+        """Names the case, with its index, at a position of the endless sequence of passes through all."""
+        count = len(self.cases) + sum(len(cases) for _, cases in self.others)
+        turn, place = divmod(position, count)
+        place = _order(self.seed, turn, count)[place]
+        for index, cases in ((self.index_path, self.cases), *self.others):
+            if place < len(cases):
+                return index, cases[place]
+            place -= len(cases)
+        raise IndexError(position)
 
     def __len__(self) -> int:
         return self.steps - self.start_step
@@ -164,7 +178,7 @@ class _Steps(Dataset[tuple[int, Tensor, dict[str, Tensor]]]):
         key_B = chance.keys(plan.seed, step, slot_B)
         draws = _draw(key_B)
         samples = [
-            _read(plan, _case_at(plan, step * plan.batch_size + int(slot)), draw)
+            _read(plan, *plan.case_at(step * plan.batch_size + int(slot)), draw)
             for slot, draw in zip(slot_B, draws, strict=True)
         ]
         return step, key_B, _stack(samples)
@@ -186,12 +200,6 @@ def _draw(key_B: Tensor) -> list[_Draw]:
     return [_Draw(tuple(p), *r) for p, r in zip(place, rest, strict=True)]
 
 
-def _case_at(plan: Regions, position: int) -> str:
-    """Names the case at a position of the endless sequence of passes."""
-    turn, place = divmod(position, len(plan.cases))
-    return plan.cases[_order(plan.seed, turn, len(plan.cases))[place]]
-
-
 @lru_cache(maxsize=4)
 def _order(seed: int, turn: int, count: int) -> list[int]:
     key_B = chance.keys(seed, turn, torch.tensor([0]))
@@ -199,9 +207,9 @@ def _order(seed: int, turn: int, count: int) -> list[int]:
     return order
 
 
-def _read(plan: Regions, case: str, draw: _Draw) -> dict[str, Any]:
+def _read(plan: Regions, index: str | Path, case: str, draw: _Draw) -> dict[str, Any]:
     """Reads one sample."""
-    opened = cache.open_case(plan.index_path, case)
+    opened = cache.open_case(index, case)
     size = _size(plan.region, opened)
     lo = _scaled(draw.place, opened.shape_zyx, size)
     if plan.labels and draw.foreground < plan.foreground:

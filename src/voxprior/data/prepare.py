@@ -79,12 +79,15 @@ def prepare_case(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str,
     beside the arrays in `volumes/<case>.json`, written last.
     """
     sidecar = folder / "volumes" / f"{row['case']}.json"
-    source = sha256_of_json([cache.FORMAT, QUANTUM, recipe.key, row, sha256_of(row["label"]) if row["label"] else None])
+    files = [row["image"], row.get("content_sha256"), channels.places_of(row["image"]), row["label"]]
+    label = sha256_of(row["label"]) if row["label"] else None
+    source = sha256_of_json([cache.FORMAT, QUANTUM, recipe.key, files, label])
     entry = _finished(sidecar, source, folder)
-    if entry is None:
-        entry = _make(row, folder, recipe)
-        stamps = {entry[kind]: cache.stamp(folder / entry[kind]) for kind in ("image", "label") if entry[kind]}
-        write_json(sidecar, {"source": source, "entry": entry, "stamps": stamps})
+    if entry is not None:
+        return entry | {key: row[key] for key in ("patient", "person")}  # known better by now, perhaps
+    entry = _make(row, folder, recipe)
+    stamps = {entry[kind]: cache.stamp(folder / entry[kind]) for kind in ("image", "label") if entry[kind]}
+    write_json(sidecar, {"source": source, "entry": entry, "stamps": stamps})
     return entry
 
 
@@ -116,7 +119,7 @@ def _make(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:
     image_sha256 = cache.write_array(folder / image_file, stored_CZYX, recipe.key)
     del stored, stored_CZYX
     label_file, label_sha256, counts = None, None, [0] * len(recipe.classes)
-    if row["label"]:
+    if row["label"] and any(recipe.classes):  # of a dataset that is only pretrained on, labels are not read
         labels_ZYX = _labels(row["label"], lps, grid, recipe)
         label_file = f"volumes/{row['case']}.label.b2nd"
         counts, places = find_places(labels_ZYX, len(recipe.classes))

@@ -1,11 +1,12 @@
 """What a finished run leaves behind: journal, clock and a summary, each whole, the summary last."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from voxprior.engine import device as devices
-from voxprior.engine import state
+from voxprior.engine import kept, state
 from voxprior.engine.loop import Outcome
 from voxprior.engine.step import Plan
 from voxprior.whole import whole, write_json
@@ -50,10 +51,15 @@ def summarise(
     }
 
 
-def publish(output: Path, plan: Plan, summary: dict[str, Any]) -> None:
-    """Copies journal and clock from the working folder, writes the summary last, and removes the run's states."""
+def publish(output: Path, plan: Plan, summary: dict[str, Any], files: Sequence[str]) -> None:
+    """Copies journal and clock from the working folder, writes the summary last, and removes the run's states.
+
+    All that the run has written, `files` among it, is kept for a run of the same card on the same data.
+    """
     for name in ("journal.jsonl", "clock.jsonl"):
         with whole(output / name, need_bytes=(plan.work / name).stat().st_size) as part:
             shutil.copyfile(plan.work / name, part)
     write_json(output / "summary.json", summary)
+    written = [*files, "journal.jsonl", "clock.jsonl", "summary.json"]
+    kept.keep(output, plan.work, plan.card_hash, plan.reads, written)
     state.forget(plan.work)
