@@ -100,6 +100,74 @@ def right(arm: dict[str, Any]) -> str:
     return "right" if arm["check"]["right"] else "not right"
 
 
+def data() -> str:
+    """From a scan to a crop: one line per peer of `data_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "data_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for subject in sorted(told["subjects"], key=lambda subject: SUBJECTS.index(subject["name"])):
+        ours, *peers = subject["arms"].items()
+        for number, (name, arm) in enumerate(peers):
+            goal = "" if "goal" not in arm else f"≥ {arm['goal']:g}, {'met' if arm['met'] else 'not met'}"
+            first = [subject["name"], f"{1000 * ours[1]['median_s']:,.0f} ms"] if number == 0 else ["", ""]
+            span = f"{arm['times_ours']:.3g} ({arm['low']:.2g} to {arm['high']:.2g})"
+            rows.append([*first, name, span, goal])
+    where = f"{told['device']}, {told['threads']} thread, torch {told['torch']}, {told['date']}"
+    head = ["what", "ours", "against", "times ours (least to most)", "goal"]
+    return f"{table(head, rows)}\n\n{where}."
+
+
+# In the order in which a scan passes through them.
+SUBJECTS = [
+    "image to 1.5 mm", "14 classes to 1.5 mm", "14 classes to 1.5 mm, slow peer", "one case, files to cache",
+    "cache: write", "cache: 96^3 crops, warm", "cache: 96^3 crops, cold", "augmentation: affine and label",
+    "augmentation: whole recipe, 12 crops",
+]  # fmt: skip
+
+
+def room() -> str:
+    """What memory and disk it takes, and how long many cases take, from three files of `benchmarks/`."""
+    names = ("data_cpu", "large_cpu", "headers_cpu")
+    paths = [RESULTS / "benchmarks" / f"{name}.json" for name in names]
+    told, large, many = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    facts = {subject["name"]: subject["facts"] for subject in told["subjects"]}
+    image, labels, packed = (facts[name] for name in ("image to 1.5 mm", "14 classes to 1.5 mm", "cache: write"))
+    sizes = packed["size / (float32 image + uint8 label)"]
+    peak, scan = large["peak_bytes"] / 2**30, " x ".join(map(str, reversed(large["shape_zyx"])))
+    beyond = max(0.0, labels["ours: peak beyond input and output, MiB"])
+    half, rest = many["intake_killed_half_way"], many["intake_the_rest"]
+    rows = [
+        ["image: largest difference to SimpleITK", f"{image['largest difference to SimpleITK, HU']:.4f} HU", "≤ 0.1"],
+        [
+            "image: (input + peak) / (input + output)",
+            f"{image['ours: (input + peak) / (input + output)']:.2f}",
+            "≤ 1.2",
+        ],
+        ["14 classes: voxels unlike SimpleITK's one-hot", f"{labels[NOT_ALIKE]:.4%}", "0"],
+        ["14 classes: memory beyond input and output", f"{beyond:.0f} MiB", "< 150"],
+        ["cache: size against float32 image and uint8 labels", f"{sizes['ours']:.3f}", "≤ 0.20"],
+        ["the same of nnU-Net's b2nd", f"{sizes[PEER]:.3f}", ""],
+        ["cache: the image's file alone against float32", f"{packed['image alone / float32']:.3f}", ""],
+        [
+            f"preparing {scan} int16 with 14 classes: peak",
+            f"{peak:.1f} GiB, {large['cpu_seconds']:.0f} s CPU",
+            "≤ 8 GiB",
+        ],
+        [f"headers of {many['cases']:,} scans (`init-study`)", seconds(many["headers"]), "≤ 60 s"],
+        [f"intake of all their voxels, {many['workers']} processes: killed after half", seconds(half), ""],
+        ["the other half", seconds(rest), ""],
+        ["once more, nothing to do", seconds(many["intake_nothing_to_do"]), ""],
+    ]
+    return table(["what", "measured", "goal"], rows)
+
+
+NOT_ALIKE, PEER = "share unlike SimpleITK's one-hot", "nnU-Net's b2nd"
+
+
+def seconds(run: dict[str, float]) -> str:
+    """Writes how long a command took."""
+    return f"{run['wall_s']:.0f} s, {run['cpu_s']:.0f} s CPU"
+
+
 # ------------------------------------------------------------------------------------------------- results.md
 TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "spark": "SparK", "anatomask": "AnatoMask", "byol": "BYOL", "pgl": "PGL"}
 ORDER = ["scratch", *TITLES]
@@ -158,7 +226,10 @@ def joined(values: set[str]) -> str:
     return ", ".join(sorted(values, key=int))
 
 
-PAGES = {"performance.md": {"steps": steps, "gpu": gpu}, "results.md": {"dice": dice, "contrasts": contrasts}}
+PAGES = {
+    "performance.md": {"steps": steps, "gpu": gpu, "data": data, "room": room},
+    "results.md": {"dice": dice, "contrasts": contrasts},
+}
 
 
 def filled(name: str, page: str) -> str:

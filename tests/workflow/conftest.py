@@ -58,6 +58,7 @@ STUDY = {
     "title": "Phantoms",
     "results": "results",
     "dataset": "phantoms",
+    "pool": ["archive"],
     "classes": ["one", "two", "three"],
     "prepare": {"spacing_zyx_mm": [2.0, 2.0, 2.0], "intensity": {"kind": "window", "low": -1000, "high": 1000}},
     "split": {"test": 2, "val": 1, "budgets": [1, 3]},
@@ -76,6 +77,11 @@ DATASET = {
     "classes": {"one": [1], "two": [2], "three": [3]},
     "licence": "CC0-1.0",
 }
+ARCHIVE = {
+    "title": "More phantoms, without labels",
+    "source": {"kind": "folder", "path": "archive"},
+    "layout": {"kind": "folder", "images": "old {case}.nii.gz"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +89,16 @@ def write_study():
     """Writes phantoms and a study on them into a folder (paths with a space must do)."""
 
     def write(folder: Path, cases: int = 7, **changes) -> Path:
-        from voxprior.data import phantoms
+        from voxprior.data import phantoms, volume
 
         phantoms.write_decathlon(folder / "scans", cases=cases, unlabelled=1)
+        for number in range(60, 63):  # only pretrained on
+            scan = volume.from_array(phantoms.make(number)[0], phantoms.grid_of(phantoms.SHAPE_ZYX))
+            volume.write_image(scan, folder / "archive" / f"old {number}.nii.gz")
         recipes = dict.fromkeys(("pretrain", "scratch", "finetune"), RECIPE)
         for kind, name, content in [
             ("datasets", "phantoms", DATASET),
+            ("datasets", "archive", {**DATASET, **ARCHIVE}),
             *(("backbones", backbone, {**sizes, **recipes}) for backbone, sizes in BACKBONES.items()),
         ]:
             path = folder / "config" / kind / f"{name}.yaml"

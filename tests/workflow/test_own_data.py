@@ -136,11 +136,20 @@ def test_from_a_foreign_folder_to_a_report_and_two_more_scans(place, snakemake, 
     assert done.returncode == 0, done.text
     assert (study / "results/klinik/report.html").is_file()
     assert jobs(snakemake(study, "-n", *config_of(study)).text) == {}
-    add_scans(scans, range(40, 42))
+    add_scans(scans, range(40, 42), labelled=False)
     planned = jobs(snakemake(study, "-n", *config_of(study)).text)
     assert not {"card", "check", "config_file", "store", "simulate"} & set(planned)
     assert planned["fetch"] == planned["intake"] == planned["prepare"] == planned["split"] == 1
     assert planned["finetune"] == 4 and planned["pretrain"] == 1
+    done = snakemake(study, "--cores", "2", *config_of(study))
+    assert done.returncode == 0, done.text
+    # Two more scans to pretrain on: what starts from scratch has learned nothing new.
+    logs = {path: path.read_text() for path in (study / "results/klinik/logs/finetune").rglob("*.log")}
+    assert {path.relative_to(study).parts[5]: "is given back" in text for path, text in logs.items()} == {
+        "scratch": True,
+        "spark": False,
+    }
+    assert jobs(snakemake(study, "-n", *config_of(study)).text) == {}
 
     elsewhere = tmp_path / "new folder"
     shutil.copytree(study / "config", elsewhere / "config")

@@ -1,7 +1,9 @@
 """One small study from scans to report, twice: the second time there is nothing to do."""
 
+import csv
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,13 @@ def test_everything_is_there(finished):
     reports = [json.loads(path.read_text()) for path in results.glob("finetune/*/*/*/*/*/load_report.json")]
     assert sorted({report["placed_share"] or 0 for report in reports}) == [0, 1.0]
     assert sum(report["placed_share"] == 1.0 for report in reports) == 6 * 4
+    (prepared,) = {
+        tuple(json.loads(path.read_text())["inputs"]["pool_sha256"])
+        for path in results.glob("pretrain/*/*/fold0/summary.json")
+    }
+    assert prepared == (sha256((results / "prepared/archive/index.json").read_bytes()).hexdigest(),)
+    scored = {row["dataset"] for row in csv.DictReader((results / "tables/scores.csv").read_text().splitlines())}
+    assert scored == {"phantoms"}, "a pool is only pretrained on"
     tracked = json.loads((results / "tracked.json").read_text())
     assert len(tracked["runs"]) == 32 + 6 + 1
     splits = json.loads((results / "splits.json").read_text())["folds"][0]
