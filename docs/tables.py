@@ -153,7 +153,7 @@ def room() -> str:
             "≤ 8 GiB",
         ],
         [f"headers of {many['cases']:,} scans (`init-study`)", seconds(many["headers"]), "≤ 60 s"],
-        [f"intake of all their voxels, {many['workers']} processes: killed after half", seconds(half), ""],
+        [f"intake of all their voxels, {many['workers']} processes: killed after half", f"{half['wall_s']:.0f} s", ""],
         ["the other half", seconds(rest), ""],
         ["once more, nothing to do", seconds(many["intake_nothing_to_do"]), ""],
     ]
