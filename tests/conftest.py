@@ -276,3 +276,42 @@ def make_study(tmp_path, monkeypatch):
     """Gives `write_study`, in a folder that is also the working folder."""
     monkeypatch.chdir(tmp_path)
     return lambda **options: write_study(tmp_path, **options)
+
+
+def write_statistics(results: Path, chance: np.random.Generator) -> None:
+    """Adds what statistics write beside the curves: verdicts, labels saved, ranks, variance. Valid, and made up.
+
+    Tables that are already there and hold verdicts are kept.
+    """
+    import pandas as pd
+
+    tables = results / "tables"
+    contrasts = pd.read_csv(tables / "contrasts.csv", keep_default_na=False, na_values={"low": [""], "high": [""]})
+    curves = pd.read_csv(tables / "curves.csv", keep_default_na=False, na_values={"low": [""], "high": [""]})
+    half = (contrasts["high"] - contrasts["low"]) / 2
+    contrasts["effect"] = contrasts["difference"] / 0.05
+    contrasts["effect_low"], contrasts["effect_high"] = contrasts["effect"] - 0.3, contrasts["effect"] + 0.3
+    contrasts["p"] = np.exp(-np.abs(contrasts["difference"]) / half * 2)
+    contrasts["p_holm"] = np.minimum(1, contrasts["p"] * 6)
+    contrasts["margin"] = np.where(contrasts["metric"] == "hd95_mm", np.nan, 0.005)
+    word = np.where(contrasts["low"] > 0, "better", np.where(contrasts["high"] < 0, "worse", "not separated"))
+    inside = (contrasts["low"] > -0.005) & (contrasts["high"] < 0.005)
+    contrasts["verdict"] = np.where(contrasts["low"].isna(), "", np.where(inside, "equivalent", word))
+    contrasts["false_claim"], contrasts["smallest"] = contrasts["p"] / 2, 2.8 * half / 1.96
+    contrasts.to_csv(tables / "contrasts.csv", index=False)
+
+    mean = curves[(curves["cohort"] == "test") & (curves["class"] == "mean")]
+    arms = mean[["dataset", "cohort", "backbone", "init", "budget", "metric", "stamp"]]
+    saved = mean[mean["init"] != "scratch"][["dataset", "backbone", "init", "metric", "budget"]].copy()
+    saved["kind"] = chance.choice(["about", "above", "below"], len(saved), p=[0.7, 0.2, 0.1])
+    saved["labels"] = saved["budget"] * 2.3
+    saved["low"], saved["high"] = saved["labels"] * 0.7, saved["labels"] * 1.6
+    saved["high_kind"], saved["stamp"] = "about", ""
+    saved.to_csv(tables / "labels_saved.csv", index=False)
+    ranks = pd.concat([arms.assign(scheme=scheme) for scheme in ("rank_of_means", "mean_of_ranks")])
+    ranks["rank"] = ranks.groupby(["backbone", "budget", "metric", "scheme"]).cumcount() + 1
+    ranks["low"], ranks["high"] = np.maximum(1, ranks["rank"] - 1), ranks["rank"] + 1
+    ranks.to_csv(tables / "ranks.csv", index=False)
+    shares = {"patient": 0.7, "pretrain_seed": np.nan, "seed": 0.1, "rest": 0.2}
+    parts = [arms.assign(source=source, variance=0.01 * share, share=share) for source, share in shares.items()]
+    pd.concat(parts).to_csv(tables / "variance.csv", index=False)

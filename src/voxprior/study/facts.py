@@ -27,11 +27,18 @@ def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None
     ]
 
 
+def was_pretrained(results: Path, backbone: str, init: str) -> bool:
+    """Says whether this study pretrained an init itself: scratch is none, nor is an encoder that came as a file."""
+    return init != "scratch" and gather.pretrain_folder(results, backbone, init, 0).is_dir()
+
+
 def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
     """Names every init as its pretraining names itself; scratch first."""
     found = {"scratch": "From scratch"}
     for backbone, init in arms_of(study):
         if init != "scratch":
+            found.setdefault(init, init)
+        if was_pretrained(results, backbone, init):
             summary = gather.read_json(gather.pretrain_folder(results, backbone, init, 0) / "summary.json")
             found[init] = summary.get("title") or init
     return found
@@ -97,7 +104,7 @@ def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
     """Reads the summary of every training: one row each, cell first, then the summary's own entries."""
     rows = []
     for backbone, init in arms_of(study):
-        for fold in range(study["split"]["folds"]) if init != "scratch" else ():
+        for fold in range(study["split"]["folds"]) if was_pretrained(results, backbone, init) else ():
             place = gather.pretrain_folder(results, backbone, init, fold)
             named = {"backbone": backbone, "init": init, "budget": 0, "fold": fold, "seed": study["pretrain"]["seed"]}
             rows.append({**named, "folder": place, **gather.read_json(place / "summary.json")})
@@ -110,11 +117,14 @@ def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
 def costs(table: pd.DataFrame) -> Rows:
     """Averages the cost of a run over folds and seeds; total hours, and the largest memory."""
     rows: Rows = []
-    table = table.assign(flops=table["flops_per_step"] * table["steps"])
+    # Energy is known where the machine tells it: `energy_joules` of a summary.
+    joules = table["energy_joules"] if "energy_joules" in table else float("nan")
+    table = table.assign(flops=table["flops_per_step"] * table["steps"], energy_joules=joules)
     for (stage, backbone, init, budget), some in table.groupby(["stage", "backbone", "init", "budget"], sort=False):
         row = {"stage": stage, "backbone": backbone, "init": init, "budget": budget, "runs": len(some)}
-        row |= {name: some[name].mean() for name in ("seconds", "voxels_seen", "flops")}
+        row |= {name: some[name].mean() for name in ("seconds", "voxels_seen", "flops", "energy_joules")}
         row |= {"hours": some["seconds"].sum() / 3600, "memory": some["peak_memory_bytes"].max()}
+        row["no_energy"] = bool(pd.isna(row["energy_joules"]))
         rows.append(row | {"device": ", ".join(sorted(set(some["device"])))})
     return rows
 
@@ -124,6 +134,16 @@ def device_hours(table: pd.DataFrame) -> dict[str, float]:
     on_cpu = table["device"].str.lower().str.startswith("cpu")
     hours = table["seconds"] / 3600
     return {"GPU": float(hours[~on_cpu].sum()), "CPU": float(hours[on_cpu].sum())}
+
+
+def pretraining_hours(table: pd.DataFrame) -> dict[str, dict[str, tuple[float, str]]]:
+    """Says what one pretraining of each backbone and init took: hours, mean over folds, and GPU or CPU."""
+    found: dict[str, dict[str, tuple[float, str]]] = {}
+    rows = table[table["stage"] == "pretrain"]
+    for (backbone, init), some in rows.groupby(["backbone", "init"], sort=False):
+        kind = "CPU" if some["device"].str.lower().str.startswith("cpu").all() else "GPU"
+        found.setdefault(str(backbone), {})[str(init)] = (float(some["seconds"].mean()) / 3600, kind)
+    return found
 
 
 def job_costs(results: Path) -> Rows:
@@ -160,7 +180,7 @@ def load_reports(results: Path, study: dict[str, Any]) -> Rows:
     """Reads what was loaded into the segmentation network, once per backbone and init (largest budget, first seed)."""
     rows: Rows = []
     for backbone, init in arms_of(study):
-        if init != "scratch":
+        if init != "scratch":  # also of a file: it says what was loaded from it
             cell = cells_of(study, backbone, init, max(study["split"]["budgets"]))[0]
             report = gather.read_json(gather.cell_folder(results, cell) / "load_report.json")
             rows.append({"backbone": backbone, "init": init, **report})
@@ -183,19 +203,3 @@ def origins(results: Path, study: dict[str, Any], table: pd.DataFrame) -> list[t
         ("splits", splits["sha256"]),
         ("splits that the runs read", " and ".join(sorted(set(inputs["splits_sha256"].dropna())))),
     ]
-
-
-def picked_cases(results: Path, study: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Picks the worst and the median test case of each backbone: {backbone: [("worst", case), ("median", case)]}.
-
-    By mean Dice over all inits with the largest budget, so that every init is shown on the same scan.
-    """
-    table = gather.read_table(results / "tables" / "cases.csv")
-    largest = max(study["split"]["budgets"])
-    table = table[(table["cohort"] == "test") & (table["metric"] == "dice") & (table["budget"] == largest)]
-    picked = {}
-    for backbone, rows in table.groupby("backbone", sort=False):
-        order = rows.groupby("case")["value"].mean().dropna().sort_values(kind="stable").index
-        if len(order):
-            picked[str(backbone)] = [("worst", order[0]), ("median", order[len(order) // 2])]
-    return picked

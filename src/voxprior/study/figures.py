@@ -1,11 +1,9 @@
-"""Figures of the report: curves as SVG, pictures of scans as JPEG.
+"""Curves of the report, and what all its figures share: colours, marks, SVG for the page and PDF for a paper.
 
 Curves are drawn narrow, one backbone each, so that their text stays legible on a telephone; the page puts them side by
 side where there is room. Colours are told apart by colour-blind readers (a test simulates them), every line has a
 marker of its own, and its name stands at its end. `inline` turns a figure's fixed colours into the page's, which are
 others in the dark.
-
-Axes: Z Y X voxels of a volume in LPS order; H W rows and columns of a picture.
 """
 
 import io
@@ -23,10 +21,11 @@ from matplotlib.figure import Figure
 PAPER, INK, FAINT, RULE = "#fffffe", "#1c2024", "#5b6570", "#d5dadf"
 SERIES = ["#5d706c", "#0251e6", "#c63500", "#13482f", "#b824ae", "#7a2f04", "#1701e0", "#7a5230"]
 MARKERS = ["s", "o", "^", "D", "v", "P", "X", "*"]
-LABEL_RGB, PREDICTION_RGB = (86, 180, 233), (255, 158, 40)
+SOURCES = ["#123a63", "#2f7ab8", "#8fbfe0", "#dfeaf3"]  # told apart by how bright they are
 METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 in mm"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters that stay letters: journals refuse type 3
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -42,8 +41,12 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": PAPER,
 }
 
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
-Volume = np.ndarray[Any, Any]
+
+class Plot(NamedTuple):
+    """One figure in both vector formats."""
+
+    svg: str
+    pdf: bytes
 
 
 def style_of(inits: list[str]) -> dict[str, tuple[str, str]]:
@@ -53,7 +56,7 @@ def style_of(inits: list[str]) -> dict[str, tuple[str, str]]:
     return {init: (SERIES[place], MARKERS[place]) for init, place in places.items()}
 
 
-def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mark: str) -> str:
+def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mark: str) -> Plot:
     """Draws the mean of a metric against the label budget, one line per init, with intervals where there are any.
 
     Args:
@@ -62,8 +65,6 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
         metric: `dice`, `nsd` or `hd95_mm`.
         mark: what stands in the corner: which cases these are, and the stamp.
 
-    Returns:
-        SVG.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "budget"}):
         figure = Figure(figsize=(4.8, 3.1), layout="constrained")
@@ -88,10 +89,10 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
         axes.set_ylabel(f"{METRICS[metric]}, mean over test cases")
         axes.margins(x=0.12, y=0.12)
         _name_ends(axes, ends)
-        return _svg(figure, mark)
+        return saved(figure, mark)
 
 
-def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], mark: str) -> str:
+def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], mark: str) -> Plot:
     """Draws the loss over a run, one line per entry of `journals` (init -> step, progress, loss).
 
     A logarithmic axis where all losses are positive and span a factor of ten.
@@ -114,10 +115,10 @@ def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], m
         axes.set_xlabel("per cent of the run")
         axes.set_ylabel("loss")
         _name_ends(axes, ends)
-        return _svg(figure, mark)
+        return saved(figure, mark)
 
 
-def monitors(journal: pd.DataFrame, colour: str, mark: str, across: int = 3) -> str | None:
+def monitors(journal: pd.DataFrame, colour: str, mark: str, across: int = 3) -> Plot | None:
     """Draws what a run logged besides its loss, one small axis each; None where that is nothing.
 
     A term that is the whole loss is not drawn again, and the learning rate is the recipe's.
@@ -149,7 +150,7 @@ def monitors(journal: pd.DataFrame, colour: str, mark: str, across: int = 3) -> 
                 # Matplotlib would show a constant within a hair's breadth of itself, as if it moved.
                 axes.set_ylim(few[name].iloc[0] - 0.5, few[name].iloc[0] + 0.5)
                 axes.set_yticks([few[name].iloc[0]])
-        return _svg(figure, mark)
+        return saved(figure, mark)
 
 
 def monitor_names(journal: pd.DataFrame) -> list[str]:
@@ -197,11 +198,13 @@ def _name_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _svg(figure: Figure, mark: str) -> str:
+def saved(figure: Figure, mark: str) -> Plot:
+    """Saves a figure with its mark in the corner; the same figure gives the same bytes."""
     figure.supxlabel(mark, fontsize=7.5, color=FAINT, x=0.99, ha="right")
-    text = io.StringIO()
+    text, pages = io.StringIO(), io.BytesIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+    figure.savefig(pages, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return Plot(text.getvalue(), pages.getvalue())
 
 
 def _shorter(attribute: re.Match[str]) -> str:
@@ -217,89 +220,10 @@ def inline(svg: str, title: str) -> str:
     svg = re.sub(r'\b(d|points|transform|x|y|x1|y1|x2|y2)="[^"]*"', _shorter, svg)
     variables = {PAPER: "none", INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)"}
     variables |= {colour: f"var(--series-{place})" for place, colour in enumerate(SERIES)}
+    variables |= {colour: f"var(--source-{place})" for place, colour in enumerate(SOURCES)}
     for colour, variable in variables.items():
         svg = svg.replace(colour, variable)
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*pt"', "", head)
     named = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return f'{head} role="img" aria-label="{named}">{body}'
-
-
-# ------------------------------------------------------------------------------------------------- pictures of scans
-class Scan(NamedTuple):
-    """A scan in [0, 1] with its label and prediction, all Z Y X in LPS order on one grid."""
-
-    image: Volume
-    label: Volume
-    prediction: Volume
-    spacing_zyx_mm: tuple[float, float, float]
-
-
-def outlines(scan: Scan, height_px: int = 240, margin_mm: float = 20.0) -> Picture:
-    """Draws three planes side by side (axial, coronal, sagittal) with outlines of label and prediction: (H, W, 3).
-
-    Each plane is the one in which label and prediction differ in most voxels, or, where they are equal, the one with
-    most labelled voxels: the picture shows the worst of the case. Cut to the labelled box and a margin; seen from the
-    front and from the feet, the patient's left on the right. The label's outline is blue, the prediction's orange and
-    dashed.
-    """
-    scan = _cut(scan, margin_mm)
-    wrong = scan.label != scan.prediction
-    shown = wrong if wrong.any() else scan.label > 0
-    planes = []
-    for axis in range(3):
-        place = int(shown.sum(axis=tuple(other for other in range(3) if other != axis)).argmax())
-        mm = tuple(step for other, step in enumerate(scan.spacing_zyx_mm) if other != axis)
-        image, label, prediction = (
-            # Rows of coronal and sagittal planes run from feet to head: the head belongs on top.
-            np.flip(volume.take(place, axis=axis), 0) if axis else volume.take(place, axis=axis)
-            for volume in scan[:3]
-        )
-        planes.append(_plane(image, label, prediction, mm, height_px))
-    gap = np.zeros((height_px, 6, 3), np.uint8)
-    return np.concatenate([planes[0], gap, planes[1], gap, planes[2]], axis=1)
-
-
-def _cut(scan: Scan, margin_mm: float) -> Scan:
-    either = np.maximum(scan.label, scan.prediction)
-    box = []
-    for axis, step in enumerate(scan.spacing_zyx_mm):
-        line = either.max(axis=tuple(other for other in range(3) if other != axis))
-        inside = np.flatnonzero(line) if line.any() else np.array([0, len(line) - 1])
-        margin = round(margin_mm / step)
-        box.append(slice(max(0, inside[0] - margin), inside[-1] + 1 + margin))
-    cut = tuple(box)
-    return Scan(scan.image[cut], scan.label[cut], scan.prediction[cut], scan.spacing_zyx_mm)
-
-
-def _plane(image: Volume, label: Volume, prediction: Volume, mm: tuple[float, ...], height_px: int) -> Picture:
-    """Draws one plane at `height_px`, as wide as its millimetres ask for."""
-    width_px = max(1, round(height_px * image.shape[1] * mm[1] / (image.shape[0] * mm[0])))
-    rows = np.arange(height_px) * image.shape[0] // height_px
-    columns = np.arange(width_px) * image.shape[1] // width_px
-    grey = (np.clip(image[rows][:, columns], 0, 1) * 255).astype(np.uint8)
-    picture = np.repeat(grey[..., None], 3, axis=2)
-    dash = (np.add.outer(np.arange(height_px), np.arange(width_px)) // 5) % 2 == 0
-    picture[_outline(label[rows][:, columns])] = LABEL_RGB
-    picture[_outline(prediction[rows][:, columns]) & dash] = PREDICTION_RGB
-    return picture
-
-
-def _outline(map_HW: Volume) -> Volume:
-    """Marks pixels beside one of another class, two pixels wide."""
-    edge = np.zeros(map_HW.shape, bool)
-    down, right = map_HW[1:] != map_HW[:-1], map_HW[:, 1:] != map_HW[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return edge
-
-
-def jpeg(picture: Picture, quality: int = 82) -> bytes:
-    """Compresses a picture."""
-    from matplotlib.image import imsave
-
-    stream = io.BytesIO()
-    imsave(stream, picture, format="jpeg", pil_kwargs={"quality": quality})
-    return stream.getvalue()

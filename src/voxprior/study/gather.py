@@ -136,3 +136,15 @@ def read_benchmarks(results: Path) -> pd.DataFrame:
         row["cpu_time"] = table["cpu_time"].sum(min_count=1)
         rows.append({"job": path.relative_to(root).with_suffix("").as_posix(), **row})
     return pd.DataFrame(rows, columns=["job", "s", "max_rss", "cpu_time"])
+
+
+def read_statistics(path: Path) -> pd.DataFrame | None:
+    """Reads a table of statistics: numbers as numbers, NaN where empty; None where an older study has no such table."""
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    words = {"dataset", "cohort", "backbone", "init", "against", "class", "metric", "verdict", "stamp"}
+    words |= {"kind", "high_kind", "scheme", "source"}
+    for name in [name for name in table.columns if name not in words]:
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table

@@ -5,7 +5,8 @@ from typing import Any
 
 import jinja2
 
-from voxprior.study import facts, gather, report, wording
+from voxprior.study import facts, gather, wording
+from voxprior.study.backbone import by_metric
 from voxprior.study.compare import stamp_of
 
 
@@ -42,7 +43,7 @@ def build(config: dict[str, Any], results: Path) -> str:
                 "name": name,
                 "sizes": config["backbones"][name][config["backbones"][name]["family"]],
                 "inits": wording.listed([titles[init] for init in study["inits"][name]]),
-                "scores": report.by_metric(curves.query("backbone == @name"), "mean"),
+                "scores": by_metric(curves.query("backbone == @name"), "mean"),
             }
             for name in study["inits"]
         ],

@@ -67,6 +67,14 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
+def energy(joules: float) -> str:
+    """Writes an energy as people pay for it, in Wh or kWh; a dash where it was not measured."""
+    if math.isnan(joules):
+        return DASH
+    hours = joules / 3600
+    return f"{hours / 1000:.3g} kWh" if hours >= 1000 else f"{hours:.3g} Wh"
+
+
 def measure(value: float) -> str:
     """Writes a number as a method measured it: three significant digits; a dash where there is none.
 
@@ -98,11 +106,22 @@ def finding(row: Mapping[Any, Any], title: str, confidence: float, against: str 
             f"With {labels}, {title}: {change} against {against}, on too few patients ({row['cases']}) for an interval."
         )
     within = f"{100 * confidence:g} % interval {interval(row['low'], row['high'], 'dice', signs=True)}"
-    if row["low"] > 0:
-        return f"With {labels}, {title} is better than {against}: {change} ({within})."
-    if row["high"] < 0:
-        return f"With {labels}, {title} is worse than {against}: {change} ({within})."
-    return f"With {labels}, no difference between {title} and {against} is shown: {change} ({within})."
+    word = str(row.get("verdict") or "")
+    if not word:  # a table of an older study
+        word = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "not separated"
+    if word == "equivalent":
+        margin = number(row["margin"], "dice")
+        return f"With {labels}, {title} and {against} are equivalent within {margin}: {change} ({within})."
+    if word == "not separated":
+        return f"With {labels}, no difference between {title} and {against} is shown: {change} ({within})."
+    return f"With {labels}, {title} is {word} than {against}: {change} ({within})."
+
+
+def chance(value: float) -> str:
+    """Writes a p-value or the probability of an error: two digits, never 0; a dash where there is none."""
+    if math.isnan(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def labels_equal(curves: pd.DataFrame, init: str, budget: int) -> str:
