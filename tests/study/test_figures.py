@@ -1,4 +1,4 @@
-"""Figures: SVG that is the same twice, colours that follow inits, and pictures of the right slice."""
+"""Figures: the same twice, colours that follow inits, names that do not overlap."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,8 @@ def curve_rows(low=0.4):
 def test_curves_are_reproducible_and_keep_their_colours():
     first = figures.budget_curves(curve_rows(), TITLES, "dice", "study \u00b7 cases 0123")
     assert first == figures.budget_curves(curve_rows(), TITLES, "dice", "study \u00b7 cases 0123")
+    assert first.pdf.startswith(b"%PDF") and b"CreationDate" not in first.pdf and b"/Type3" not in first.pdf
+    first = first.svg
     assert "cases 0123" in first
     assert "MAE3D" not in first  # not compared on this backbone
     assert figures.SERIES[2] in first
@@ -28,13 +30,13 @@ def test_curves_are_reproducible_and_keep_their_colours():
 
 
 def test_a_curve_without_intervals_is_drawn():
-    svg = figures.budget_curves(curve_rows(low=float("nan")), TITLES, "hd95_mm", "")
+    svg = figures.budget_curves(curve_rows(low=float("nan")), TITLES, "hd95_mm", "").svg
     assert "HD95 in mm" in svg
 
 
 def test_inline_figures_take_the_pages_colours_and_say_what_they_show():
     journal = pd.DataFrame({"step": range(500), "progress": np.linspace(0, 1, 500), "loss": np.linspace(2, 0.1, 500)})
-    svg = figures.inline(figures.learning_curves({"mae": journal}, TITLES, "mark"), 'loss < 2 & "falling"')
+    svg = figures.inline(figures.learning_curves({"mae": journal}, TITLES, "mark").svg, 'loss < 2 & "falling"')
     assert svg.startswith("<svg")
     assert 'aria-label="loss &lt; 2 &amp; &quot;falling&quot;"' in svg
     assert "var(--series-1)" in svg
@@ -44,42 +46,13 @@ def test_inline_figures_take_the_pages_colours_and_say_what_they_show():
     assert "pt" not in svg[: svg.index(">")]
 
 
-def test_outlines_show_the_plane_where_the_maps_differ_most():
-    label = np.zeros((20, 30, 40), np.uint8)
-    label[4:16, 8:22, 8:30] = 1
-    prediction = label.copy()
-    prediction[12, 8:22, 8:30] = 0  # one plane is missed altogether
-    scan = figures.Scan(np.full(label.shape, 0.5, np.float32), label, prediction, (3.0, 1.5, 1.5))
-    picture = figures.outlines(scan, height_px=90, margin_mm=6.0)
-    assert picture.shape[0] == 90
-    axial = picture[:, : round(90 * 30 / 22)]
-    assert (axial == figures.LABEL_RGB).all(-1).any()
-    assert not (axial == figures.PREDICTION_RGB).all(-1).any()
-    assert (picture == figures.PREDICTION_RGB).all(-1).any()  # the other planes show both
-    empty = np.zeros_like(label)
-    assert figures.outlines(scan._replace(label=empty, prediction=empty), 60).shape[0] == 60
-
-
-def test_head_is_up_in_coronal_and_sagittal_planes():
-    label = np.zeros((10, 10, 10), np.uint8)
-    label[:, 4:6, 4:6] = 1
-    image = np.broadcast_to(np.linspace(0, 1, 10, dtype=np.float32)[:, None, None], label.shape)
-    picture = figures.outlines(figures.Scan(image, label, label, (2.0, 2.0, 2.0)), 60, 100.0)
-    coronal = picture[:, 66 + 10 : 66 + 15, 0]
-    assert coronal[2].mean() > coronal[-3].mean()  # index 9 is the head, the bright end
-
-
-def test_jpeg_is_one():
-    assert figures.jpeg(np.zeros((4, 4, 3), np.uint8))[:2] == b"\xff\xd8"
-
-
 def test_numbers_on_an_axis_keep_their_digits():
     """Coordinates are shortened for size; a tick label that loses a digit is a wrong number in a report."""
     rows = pd.DataFrame(
         [("scratch", 1, 0.1781, np.nan, np.nan), ("scratch", 4, 0.1559, np.nan, np.nan)],
         columns=["init", "budget", "mean", "low", "high"],
     )
-    svg = figures.budget_curves(rows, TITLES, "dice", "")
+    svg = figures.budget_curves(rows, TITLES, "dice", "").svg
     labels = set(re.findall(r">(\d\.\d+)</text>", svg))
     assert len(labels) >= 3
     assert any(len(label) > 4 for label in labels)
@@ -97,8 +70,8 @@ def journal_of(**terms):
 def test_monitors_are_drawn_by_name_and_nothing_twice():
     journal = journal_of(reconstruction=np.linspace(2, 0.1, 500), hard_share=np.full(500, 0.3), grad_norm=np.ones(500))
     assert figures.monitor_names(journal) == ["hard_share", "grad_norm"]  # reconstruction is the loss
-    svg = figures.monitors(journal, figures.SERIES[1], "mark")
-    assert svg == figures.monitors(journal, figures.SERIES[1], "mark")
+    svg = figures.monitors(journal, figures.SERIES[1], "mark").svg
+    assert svg == figures.monitors(journal, figures.SERIES[1], "mark").svg
     assert "hard share" in svg
     assert "grad norm" in svg
     assert ">0.3<" in svg  # a constant is shown as one
@@ -126,7 +99,7 @@ def test_lines_are_named_at_their_ends_without_overlap():
     rows = [(init, budget, 0.5 + 0.001 * n, np.nan, np.nan) for n, init in enumerate(inits) for budget in (1, 4)]
     curves = pd.DataFrame(rows, columns=["init", "budget", "mean", "low", "high"])
     titles = {"scratch": "From scratch", "mae": "MAE3D", "glmae": "GL-MAE", "byol": "BYOL", "pgl": "PGL"}
-    svg = figures.budget_curves(curves, titles, "dice", "")
+    svg = figures.budget_curves(curves, titles, "dice", "").svg
     heights = []
     for title in titles.values():
         found = re.search(rf"translate\([\d.]+ ([\d.]+)\)[^>]*>{title}</text>", svg) or re.search(
@@ -157,7 +130,7 @@ def seen_as_lab(colour: str, eye: str) -> np.ndarray:
 
 
 DARK = re.findall(
-    r"--series-\d: (#[0-9a-f]{6})", (Path(figures.__file__).parent / "templates/report.html.j2").read_text("utf-8")
+    r"--series-\d: (#[0-9a-f]{6})", (Path(figures.__file__).parent / "templates/report_style.css.j2").read_text("utf-8")
 )
 VIT, CNN = ["scratch", "mae", "glmae", "byol", "pgl"], ["scratch", "spark", "anatomask", "byol", "pgl"]
 

@@ -143,6 +143,7 @@ def variance(table: pd.DataFrame, titles: dict[str, str], mark: str) -> Plot:
                       edgecolor=FAINT, linewidth=0.6, label=ORIGINS[source])  # fmt: skip
             left += width
         _rows(axes, [titles[init] for init in inits], [False] * len(inits))
+        axes.set_axisbelow(True)
         axes.set_xlim(0, 100)
         axes.set_xlabel("per cent of the variance of Dice")
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)

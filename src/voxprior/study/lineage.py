@@ -6,6 +6,7 @@ and by the run id only where an earlier publication left one.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -47,7 +48,9 @@ def read_store(results: Path) -> Store:
             told |= {key: value for key, value in gather.read_json(results / name).items() if value}
     store = str(told.get("store", ""))
     address = store.rstrip("/") if store.startswith("http") else LOCAL
-    return Store(address, str(told.get("experiment", "")), dict(told.get("runs", {})))
+    known = re.search(r"#/experiments/(\d+)", str(told.get("page", "")))
+    experiment = str(told.get("experiment") or (known[1] if known else ""))
+    return Store(address, experiment, dict(told.get("runs", {})))
 
 
 class Places:

@@ -70,6 +70,7 @@ def build(config: dict[str, Any], results: Path, shown: list[Look], beside: Path
         "people": gather.read_table(results / "intake" / study["dataset"] / "cases.csv")["person"].nunique(),
         "tested": len({case for fold in gather.read_json(results / "splits.json")["folds"] for case in fold["test"]}),
         "backbones": backbones,
+        "backbone_titles": {name: config["backbones"][name]["title"] for name in study["inits"]},
         "renew": renewal(results, tables, simulated),
         "looks": looks.shown(shown, results, study, titles),
         "pretrainings": [trainings.pretraining(results, *arm, drawn) for arm in pretrained],

@@ -16,7 +16,7 @@ def pretraining(results: Path, backbone: str, init: str, drawn: Drawn) -> dict[s
     journal, title = gather.read_journal(folder / "journal.jsonl"), drawn.titles[init]
     shown: dict[str, Any] = {"backbone": backbone, "title": title, "curve": None, "monitors": None}
     shown["changes"] = facts.changes(gather.read_json(folder / "summary.json"))
-    moved = [f"{row['what']} {wording.share(row['end'])}" for row in shown["changes"] if row["share"]]
+    moved = [f"{row['what'].replace(',', '')} {wording.share(row['end'])}" for row in shown["changes"] if row["share"]]
     shown["said"] = "; ".join(moved)
     if len(journal):
         first, last = journal["loss"].iloc[0], journal["loss"].iloc[-1]

@@ -117,6 +117,11 @@ def finding(row: Mapping[Any, Any], title: str, confidence: float, against: str 
     return f"With {labels}, {title} is {word} than {against}: {change} ({within})."
 
 
+def effect(value: float) -> str:
+    """Writes an effect size with its sign and two places; a dash where there is none."""
+    return DASH if math.isnan(value) else f"{value:+.2f}".replace("-", MINUS)
+
+
 def chance(value: float) -> str:
     """Writes a p-value or the probability of an error: two digits, never 0; a dash where there is none."""
     if math.isnan(value):
