@@ -278,6 +278,18 @@ def make_study(tmp_path, monkeypatch):
     return lambda **options: write_study(tmp_path, **options)
 
 
+@pytest.fixture(scope="session", name="write_study")
+def writer_of_studies():
+    """Gives `write_study` itself: the caller says where, and sets the working folder."""
+    return write_study
+
+
+@pytest.fixture(scope="session")
+def make_statistics():
+    """Gives `write_statistics`, with its chance fixed."""
+    return lambda results: write_statistics(results, np.random.default_rng(0))
+
+
 def write_statistics(results: Path, chance: np.random.Generator) -> None:
     """Adds what statistics write beside the curves: verdicts, labels saved, ranks, variance. Valid, and made up.
 

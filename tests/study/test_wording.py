@@ -55,3 +55,20 @@ def test_labels_equal_reads_scratchs_curve():
     assert wording.labels_equal(curves, "mae", 1) == "about 2"
     assert wording.labels_equal(curves, "mae", 4) == "more than 4"
     assert wording.labels_equal(curves[curves["init"] == "mae"], "mae", 4) == ""
+
+
+def test_verdicts_of_the_tables_are_what_is_said():
+    row = {"difference": 0.001, "low": 0.0005, "high": 0.002, "cases": 9, "budget": 4, "margin": 0.005}
+    said = wording.finding(row | {"verdict": "equivalent"}, "MAE3D", 0.95)
+    assert "MAE3D and scratch are equivalent within 0.005: +0.001 Dice" in said
+    # An interval without 0 is no claim where the adjusted test does not carry it.
+    assert "no difference" in wording.finding(row | {"verdict": "not separated"}, "MAE3D", 0.95)
+    assert "is better than scratch" in wording.finding(row | {"verdict": "better"}, "MAE3D", 0.95)
+
+
+def test_small_numbers_never_become_nothing():
+    assert [wording.chance(v) for v in (0.0, 0.00012, 0.04, 0.5, math.nan)] == [
+        "< 0.001", "< 0.001", "0.040", "0.50", "\u2013",
+    ]  # fmt: skip
+    assert [wording.effect(v) for v in (-0.371, 0.2, math.nan)] == ["\u22120.37", "+0.20", "\u2013"]
+    assert [wording.energy(v) for v in (3600.0, 7.2e6, math.nan)] == ["1 Wh", "2 kWh", "\u2013"]

@@ -37,8 +37,15 @@ rule report:
         tables=rules.compare.output,
         pretrained=["{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS],
     output:
-        card=f"{R}/model_card.md",
+        card=report(f"{R}/model_card.md", caption="../report/model_card.rst", category="Models"),
         report=report(f"{R}/report.html", caption="../report/report.rst", category="Study"),
+        figures=report(
+            directory(f"{R}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         f"{R}/logs/report.log",
     benchmark:
