@@ -150,3 +150,8 @@ def test_inits_of_a_backbone_are_told_apart(shown, eye, series):
         if i < j
     }
     assert min(apart.values()) > 18, min(apart, key=apart.get)
+
+
+def test_budgets_that_would_touch_are_not_named():
+    assert figures._tick_names([1, 2, 4, 8, 16, 24, 32, 48, 64]) == ["1", "2", "4", "8", "16", "", "32", "", "64"]
+    assert figures._tick_names([4]) == ["4"]

@@ -60,7 +60,7 @@ class Backbone:
             "forest": self._forest(dice),
             "contrasts": by_metric(test, "difference"),
             "verdicts": bool(test["verdict"].astype(str).str.len().any()),
-            "saved": [] if saved is None else saved.to_dict("records"),
+            "saved": None if self.simulated or saved is None or not len(saved) else headline.matrix(saved),
             "classes": by_metric(self.curves[self.curves["cohort"] == "test"], "mean"),
             "pivots": self._pivots(),
             "ranks": self._ranks(),
@@ -155,7 +155,7 @@ class Backbone:
 
     def _smallest(self, dice: pd.DataFrame) -> list[tuple[int, float]]:
         """Says what the smallest difference is that the test set can see, per budget: the median over contrasts."""
-        known = dice.dropna(subset="smallest")
+        known = dice[dice["budget"].isin(claims.spaced_budgets(dice["budget"].tolist()))].dropna(subset="smallest")
         return [(int(budget), float(value)) for budget, value in known.groupby("budget")["smallest"].median().items()]  # type: ignore[call-overload]
 
     def _tex(self, dice: pd.DataFrame) -> list[str]:

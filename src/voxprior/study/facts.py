@@ -27,6 +27,11 @@ def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None
     ]
 
 
+def datasets_of(study: dict[str, Any]) -> list[str]:
+    """Lists the datasets of a study: its own, those that are only pretrained on, those that are only predicted."""
+    return [study["dataset"], *study["pool"], *study["external"]]
+
+
 def was_pretrained(results: Path, backbone: str, init: str) -> bool:
     """Says whether this study pretrained an init itself: scratch is none, nor is an encoder that came as a file."""
     return init != "scratch" and gather.pretrain_folder(results, backbone, init, 0).is_dir()
@@ -47,7 +52,7 @@ def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
 def case_counts(results: Path, study: dict[str, Any]) -> Rows:
     """Counts cases at every step, per dataset: step, number, remark."""
     rows: Rows = []
-    for dataset in [study["dataset"], *study["external"]]:
+    for dataset in datasets_of(study):
         cases = gather.read_table(results / "intake" / dataset / "cases.csv")
         aside = gather.read_table(results / "intake" / dataset / "quarantine.csv")
         index = gather.read_json(results / "prepared" / dataset / "index.json")
@@ -87,7 +92,7 @@ def quarantine(results: Path, study: dict[str, Any], most: int = 200) -> tuple[l
     """Lists up to `most` cases that were set aside, with the reasons, and counts the rest."""
     tables = [
         gather.read_table(results / "intake" / dataset / "quarantine.csv")
-        for dataset in [study["dataset"], *study["external"]]
+        for dataset in datasets_of(study)
     ]
     table = pd.concat([table for table in tables if len(table)] or tables[:1])
     return table.head(most).to_dict("records"), max(0, len(table) - most)
@@ -198,7 +203,7 @@ def origins(results: Path, study: dict[str, Any], table: pd.DataFrame) -> list[t
     return [
         ("code (git commit)", " and ".join(sorted({str(commit) for commit in table["git_commit"]}))),
         *((name, " and ".join(sorted(some))) for name, some in versions.items()),
-        *((f"case list of {d}", case_list_sha256(results, d)) for d in [study["dataset"], *study["external"]]),
+        *((f"case list of {d}", case_list_sha256(results, d)) for d in datasets_of(study)),
         ("index of prepared cases", " and ".join(sorted(set(inputs["index_sha256"].dropna())))),
         ("splits", splits["sha256"]),
         ("splits that the runs read", " and ".join(sorted(set(inputs["splits_sha256"].dropna())))),

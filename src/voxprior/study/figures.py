@@ -7,6 +7,7 @@ others in the dark.
 """
 
 import io
+import math
 import re
 import textwrap
 from typing import Any, NamedTuple
@@ -83,13 +84,25 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
             if len(known := rows.dropna(subset="mean")):
                 ends.append((known["budget"].iloc[-1] * aside, known["mean"].iloc[-1], titles[init], colour))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.set_xticks(budgets, _tick_names(budgets))
         axes.minorticks_off()
         axes.set_xlabel("labelled cases")
         axes.set_ylabel(f"{METRICS[metric]}, mean over test cases")
         axes.margins(x=0.12, y=0.12)
         _name_ends(axes, ends)
         return saved(figure, mark)
+
+
+def _tick_names(budgets: list[int], apart: float = 0.09) -> list[str]:
+    """Names the budgets of a logarithmic axis, from the largest down, without those that would touch a neighbour."""
+    across = max(math.log(budgets[-1] / budgets[0]), 1e-9)
+    names, last = [], math.inf
+    for budget in reversed(budgets):
+        place = math.log(budget / budgets[0]) / across
+        named = last - place >= apart
+        names.append(str(budget) if named else "")
+        last = place if named else last
+    return names[::-1]
 
 
 def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], mark: str) -> Plot:

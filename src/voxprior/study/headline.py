@@ -126,11 +126,16 @@ def counted(budget: int) -> str:
     return f"{budget} label{'s' if budget != 1 else ''}"
 
 
-def verdict_matrix(contrasts: pd.DataFrame) -> dict[str, Any]:
-    """Lays verdicts against scratch out as init x budget: {"budgets": [...], "rows": [{init, cells: [row | None]}]}."""
-    budgets = sorted(set(contrasts["budget"]))
+def matrix(table: pd.DataFrame) -> dict[str, Any]:
+    """Lays rows out as init x budget: {"budgets": [...], "rows": [{"init", "cells": [row | None]}]}."""
+    budgets = sorted({int(budget) for budget in table["budget"]})
     rows = []
-    for init, some in contrasts.groupby("init", sort=False):
-        by_budget = {row["budget"]: {**row, "word": verdict_of(row)} for row in some.to_dict("records")}
+    for init, some in table.groupby("init", sort=False):
+        by_budget = {int(row["budget"]): row for row in some.to_dict("records")}
         rows.append({"init": init, "cells": [by_budget.get(budget) for budget in budgets]})
     return {"budgets": budgets, "rows": rows}
+
+
+def verdict_matrix(contrasts: pd.DataFrame) -> dict[str, Any]:
+    """Lays contrasts against scratch out as init x budget, each with its verdict as `word`."""
+    return matrix(contrasts.assign(word=[verdict_of(row) for row in contrasts.to_dict("records")]))

@@ -158,7 +158,7 @@ def methods_text(config: dict[str, Any], tables: dict[str, pd.DataFrame | None])
 def _steps(places: lineage.Places, study: dict[str, Any]) -> list[tuple[str, list[lineage.Link]]]:
     """Links what every number rests on, step by step, per dataset."""
     found = []
-    for dataset in [study["dataset"], *study["external"]]:
+    for dataset in facts.datasets_of(study):
         wanted = [
             ("fetched by", f"cards/fetch/{dataset}.json"),
             ("intake", f"cards/intake/{dataset}.json"),
