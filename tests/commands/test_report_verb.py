@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,11 @@ def test_report_of_a_real_study(make_study):
     assert "<b>portal" not in html  # what a dataset says of itself is text
     summary = json.loads((results / "pretrain/vit_tiny/mae/fold0/summary.json").read_text())
     assert summary["card_hash"] in page.text
-    beside = {path.relative_to(results).as_posix() for folder in ("figures", "tables") for path in (results / folder).iterdir()}
+    beside = {
+        path.relative_to(results).as_posix()
+        for folder in ("figures", "tables")
+        for path in (results / folder).iterdir()
+    }
     for name in ("figures/budget_vit_tiny_dice", "figures/forest_vit_tiny"):
         assert {f"{name}.svg", f"{name}.pdf"} <= beside
     assert {"tables/scores_vit_tiny.tex", "tables/contrasts_stunet_tiny.tex"} <= beside
@@ -184,7 +189,7 @@ def test_colours_can_be_read_by_day_and_night(make_study):
             assert contrast(colours[name], colours["panel"]) >= 4.5, name
         # Bars touch: neighbours differ by how bright they are, as non-text must.
         bars = [luminance(colours[f"source-{place}"]) for place in range(4)]
-        assert all(max(pair) + 0.05 >= 1.5 * (min(pair) + 0.05) for pair in zip(bars, bars[1:]))
+        assert all(max(pair) + 0.05 >= 1.5 * (min(pair) + 0.05) for pair in pairwise(bars))
         assert contrast(colours["stamp-ink"], colours["stamp-paper"]) >= 4.5
 
 

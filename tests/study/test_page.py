@@ -1,4 +1,4 @@
-"""The report in a browser: quiet, offline, no wider than its window; sorting, sliders and links work by key and click."""
+"""The report in a browser: quiet, offline, no wider than its window; sorting, sliders and links work by key."""
 
 import shutil
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_it_fits_and_its_first_figure_is_on_the_first_screen(chromium, page, wid
     assert chromium.run(widest) <= width
     chromium.run("scrollTo(0, 0)")
     figure = "document.querySelector('figure svg').getBoundingClientRect()"
-    assert 0 < chromium.run(f"{figure}.top") and chromium.run(f"{figure}.bottom") < 900
+    assert chromium.run(f"{figure}.top") > 0 and chromium.run(f"{figure}.bottom") < 900
     background = chromium.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
 
@@ -75,7 +75,9 @@ def test_tables_sort_by_key_and_by_click_and_give_their_order_back(chromium, pag
 
 def test_sliders_move_every_init_of_a_case_by_key(chromium, page):
     chromium.open(page)
-    top = "[...document.querySelectorAll('.look:first-of-type .axial img')].map(i => parseFloat(getComputedStyle(i).top))"
+    top = (
+        "[...document.querySelectorAll('.look:first-of-type .axial img')].map(i => parseFloat(getComputedStyle(i).top))"
+    )
     before = chromium.run(top)
     chromium.run("document.querySelector('.look input[type=range]').focus()")
     chromium.press("Home")

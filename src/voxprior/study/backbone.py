@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def by_metric(rows: pd.DataFrame, value: str) -> Rows:
-    """Puts the metrics of one arm, budget and class into one row: {..., "dice": {value, low, high, ...}, "nsd": ...}."""
+    """Puts the metrics of one arm, budget and class into one row: {..., "dice": {value, low, high}, "nsd": ...}."""
     keys = [name for name in ("dataset", "init", "against", "budget", "class") if name in rows.columns]
     lines = []
     for key, some in rows.groupby(keys, sort=False):
@@ -138,7 +138,9 @@ class Backbone:
         lines = []
         for (init, budget), some in rows.groupby(["init", "budget"], sort=False):
             lines.append({"init": init, "budget": budget} | {row["source"]: row for row in some.to_dict("records")})
-        sources = {key: name for key, name in claims.ORIGINS.items() if key in set(rows.dropna(subset="share")["source"])}
+        sources = {
+            key: name for key, name in claims.ORIGINS.items() if key in set(rows.dropna(subset="share")["source"])
+        }
         return {"picture": picture, "rows": lines, "sources": sources, "budget": smallest}
 
     def _pivots(self) -> Rows:
@@ -149,7 +151,9 @@ class Backbone:
         found: Rows = []
         for budget in claims.spaced_budgets(rows["budget"].tolist()):
             cells = rows[rows["budget"] == budget].set_index(["class", "init"])["mean"].to_dict()
-            lines = [{"class": name, "values": [cells.get((name, init), float("nan")) for init in inits]} for name in names]
+            lines = [
+                {"class": name, "values": [cells.get((name, init), float("nan")) for init in inits]} for name in names
+            ]
             found.append({"budget": budget, "inits": inits, "rows": lines})
         return found
 

@@ -37,7 +37,7 @@ def forest(contrasts: pd.DataFrame, titles: dict[str, str], mark: str) -> Plot:
     """Draws planned contrasts in Dice as differences with intervals, the verdict beside each.
 
     Args:
-        contrasts: rows of `contrasts.csv` of one backbone, cohort `test`, metric Dice. Verdict and margin may be absent.
+        contrasts: rows of `contrasts.csv` of one backbone, cohort `test`, in Dice. Verdict and margin may be absent.
         titles: what each init is called.
         mark: what stands in the corner.
     """

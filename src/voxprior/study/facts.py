@@ -90,10 +90,7 @@ def _split_counts(splits: dict[str, Any], dataset: str) -> Rows:
 
 def quarantine(results: Path, study: dict[str, Any], most: int = 200) -> tuple[list[dict[Any, Any]], int]:
     """Lists up to `most` cases that were set aside, with the reasons, and counts the rest."""
-    tables = [
-        gather.read_table(results / "intake" / dataset / "quarantine.csv")
-        for dataset in datasets_of(study)
-    ]
+    tables = [gather.read_table(results / "intake" / dataset / "quarantine.csv") for dataset in datasets_of(study)]
     table = pd.concat([table for table in tables if len(table)] or tables[:1])
     return table.head(most).to_dict("records"), max(0, len(table) - most)
 
@@ -129,7 +126,7 @@ def costs(table: pd.DataFrame) -> Rows:
         row = {"stage": stage, "backbone": backbone, "init": init, "budget": budget, "runs": len(some)}
         row |= {name: some[name].mean() for name in ("seconds", "voxels_seen", "flops", "energy_joules")}
         row |= {"hours": some["seconds"].sum() / 3600, "memory": some["peak_memory_bytes"].max()}
-        row["no_energy"] = bool(pd.isna(row["energy_joules"]))
+        row["no_energy"] = bool(some["energy_joules"].isna().all())
         rows.append(row | {"device": ", ".join(sorted(set(some["device"])))})
     return rows
 

@@ -1,6 +1,6 @@
-"""Tables for a paper: LaTeX with booktabs, one file each, from the same rows as the page.
+r"""Tables for a paper: LaTeX with booktabs, one file each, from the same rows as the page.
 
-They need `\\usepackage{booktabs}` and nothing else. Every table says what it shows and bears the study's stamp.
+They need `\usepackage{booktabs}` and nothing else. Every table says what it shows and bears the study's stamp.
 """
 
 import math
@@ -16,23 +16,23 @@ SPECIAL |= {wording.MINUS: "$-$", wording.DASH: "--", "<": "$<$", ">": "$>$"}
 
 
 def escape(text: object) -> str:
-    """Makes text safe in LaTeX.
+    r"""Makes text safe in LaTeX.
 
     Example:
         >>> escape("95 % of a_b")
-        '95 \\\\% of a\\\\_b'
+        '95 \\% of a\\_b'
     """
     return "".join(SPECIAL.get(letter, letter) for letter in str(text))
 
 
 def table(columns: list[tuple[str, str]], rows: list[list[object]], caption: str, label: str) -> str:
-    """Writes one table.
+    r"""Writes one table.
 
     Args:
         columns: (heading, alignment `l` or `r`) of each.
         rows: text of the cells, not yet escaped.
         caption: what it shows, not yet escaped.
-        label: what `\\ref` calls it.
+        label: what `\ref` calls it.
     """
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -53,26 +53,28 @@ def table(columns: list[tuple[str, str]], rows: list[list[object]], caption: str
 
 
 def scores(curves: pd.DataFrame, titles: dict[str, str], caption: str, label: str) -> str:
-    """Writes the mean scores of one backbone, an init and budget a row.
+    r"""Writes the mean scores of one backbone, an init and budget a row.
 
     Args:
         curves: rows of `curves.csv` of one backbone, cohort `test`, class `mean`.
         titles: what each init is called.
         caption: what it shows.
-        label: what `\\ref` calls it.
+        label: what `\ref` calls it.
     """
     names = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
     metrics = [metric for metric in names if metric in set(curves["metric"])]
     rows: list[list[object]] = []
     for (init, budget), some in curves.groupby(["init", "budget"], sort=False):
         by_metric = some.set_index("metric")
-        cells = [_with_interval(by_metric.loc[metric], metric) if metric in by_metric.index else "" for metric in metrics]
+        cells = [
+            _with_interval(by_metric.loc[metric], metric) if metric in by_metric.index else "" for metric in metrics
+        ]
         rows.append([titles[str(init)], budget, *cells])
     columns = [("Init", "l"), ("Labels", "r"), *((names[metric], "l") for metric in metrics)]
     return table(columns, rows, caption, label)
 
 
-def contrasts(rows: list[dict[str, Any]], titles: dict[str, str], caption: str, label: str) -> str:
+def contrasts(rows: list[dict[Any, Any]], titles: dict[str, str], caption: str, label: str) -> str:
     """Writes planned contrasts of one backbone in Dice: difference, interval, p after Holm, verdict."""
     lines: list[list[object]] = []
     for row in rows:
@@ -80,8 +82,8 @@ def contrasts(rows: list[dict[str, Any]], titles: dict[str, str], caption: str, 
         difference = wording.signed(row["difference"], "dice")
         within = wording.interval(row["low"], row["high"], "dice", signs=True)
         lines.append(
-            [titles[row["init"]], against, row["budget"], difference, within, wording.chance(row.get("p_holm", math.nan)),
-             headline.verdict_of(row)]
+            [titles[row["init"]], against, row["budget"], difference, within,
+             wording.chance(row.get("p_holm", math.nan)), headline.verdict_of(row)]
         )  # fmt: skip
     columns = [("Init", "l"), ("Against", "l"), ("Labels", "r"), ("Difference", "r"), ("Interval", "l")]
     return table([*columns, ("p (Holm)", "r"), ("Verdict", "l")], lines, caption, label)

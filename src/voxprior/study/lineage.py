@@ -1,8 +1,8 @@
 """From the hash of the data to a number: which runs stand behind a score, and where their files lie.
 
-Links are relative to the report, so that they hold wherever the results folder is copied as a whole. Only what exists is
-linked. MLflow is filled after the report is written, so a run is named there by its card's hash, which never changes,
-and by the run id only where an earlier publication left one.
+Links are relative to the report, so that they hold wherever the results folder is copied as a whole. Only what exists
+is linked. MLflow is filled after the report is written, so a run is named there by its card's hash, which never
+changes, and by the run id only where an earlier publication left one.
 """
 
 import os
@@ -93,8 +93,9 @@ def arms(table: pd.DataFrame, places: Places, store: Store) -> list[dict[str, An
         for key, some in table[table["budget"] == 0].groupby(["backbone", "init"], sort=False)
     }
     found = []
+    key: Any
     for key, some in table[table["budget"] > 0].groupby(["backbone", "init", "budget"], sort=False):
-        backbone, init, budget = key
+        backbone, init, budget = str(key[0]), str(key[1]), int(key[2])
         runs = [_run(row, places, store) for row in some.to_dict("records")]
         inputs = {name: sorted({run["inputs"].get(name) for run in runs} - {None}) for name in _INPUTS}
         found.append(

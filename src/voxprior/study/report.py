@@ -169,7 +169,11 @@ def _steps(places: lineage.Places, study: dict[str, Any]) -> list[tuple[str, lis
         ]
         found.append((dataset, [link for name, path in wanted if (link := places.link(name, path))]))
     wanted = [("split", "cards/split.json"), ("splits", "splits.json"), ("leakage", "leakage.json")]
-    wanted += [("study", "config.json"), ("scores of all cells", "tables/scores.csv"), ("compare", "cards/compare.json")]
+    wanted += [
+        ("study", "config.json"),
+        ("scores of all cells", "tables/scores.csv"),
+        ("compare", "cards/compare.json"),
+    ]
     found.append(("all", [link for name, path in wanted if (link := places.link(name, path))]))
     return found
 

@@ -1,7 +1,7 @@
 """Pictures of scans that can be leafed through: three planes, outlines of the label and of every init's prediction.
 
-A plane's slices lie one below the other in one image, a sprite; the page shows one and moves it. The scan is a JPEG that
-all inits share; outlines are transparent PNGs of their own above it, so that they can be switched off.
+A plane's slices lie one below the other in one image, a sprite; the page shows one and moves it. The scan is a JPEG
+that all inits share; outlines are transparent PNGs of their own above it, so that they can be switched off.
 
 Axes: Z Y X voxels of a volume in LPS order; H W rows and columns of a picture; S slices.
 """
@@ -64,7 +64,9 @@ def strips(case: Case, height_px: int = HEIGHT_PX, most: int = SLICES, margin_mm
         rows, columns = (cut.label.shape[other] for other in others)
         width_px = max(1, round(height_px * columns * mm[1] / (rows * mm[0])))
         places, start = _picked(shown.sum(axis=others), most)
-        sprites = [_maps(volume, axis, places, height_px, width_px) for volume in (cut.label, *cut.predictions.values())]
+        sprites = [
+            _maps(volume, axis, places, height_px, width_px) for volume in (cut.label, *cut.predictions.values())
+        ]
         found.append(
             Strip(
                 plane, width_px, height_px, start,
@@ -102,7 +104,7 @@ def _cut(case: Case, margin_mm: float) -> tuple[Case, list[int]]:
 
 
 def _turned(volume: Volume, axis: int, place: int) -> Volume:
-    """Takes one plane as it is looked at: rows of coronal and sagittal planes run from feet to head, which is on top."""
+    """Takes one plane as it is looked at: in coronal and sagittal planes the head is on top."""
     plane = volume.take(place, axis=axis)
     return np.flip(plane, 0) if axis else plane
 
@@ -135,7 +137,7 @@ def _maps(map_ZYX: Volume, axis: int, places: list[int], height_px: int, width_p
 
 def _outlined(map_SHW: Volume, colour: tuple[int, int, int], dashed: bool) -> Picture:
     """Draws outlines on nothing, two pixels wide, one slice below the other: (S * H, W, 4)."""
-    edge = np.zeros(map_SHW.shape, bool)
+    edge: Volume = np.zeros(map_SHW.shape, bool)
     down, right = map_SHW[:, 1:] != map_SHW[:, :-1], map_SHW[:, :, 1:] != map_SHW[:, :, :-1]
     edge[:, 1:] |= down
     edge[:, :-1] |= down
@@ -162,5 +164,6 @@ def png(picture: Picture) -> bytes:
     from matplotlib.image import imsave
 
     stream = io.BytesIO()
-    imsave(stream, picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    unnamed: dict[str, Any] = {"Software": None}
+    imsave(stream, picture, format="png", metadata=unnamed, pil_kwargs={"optimize": True})
     return stream.getvalue()
