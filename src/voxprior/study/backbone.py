@@ -10,7 +10,6 @@ import pandas as pd
 from voxprior.study import claims, figures, headline, latex, wording
 from voxprior.study.drawn import Drawn, Picture
 
-METRICS = ["dice", "nsd", "hd95_mm"]
 Tables = dict[str, pd.DataFrame | None]
 Rows = list[dict[str, Any]]
 
@@ -42,6 +41,8 @@ class Backbone:
         self.contrasts = contrasts.iloc[(contrasts["against"] != "scratch").argsort(kind="stable")]
         self.titles = drawn.titles
         self.mean = self.curves[(self.curves["cohort"] == "test") & (self.curves["class"] == "mean")]
+        known = set(self.mean["metric"])
+        self.metrics = [metric for metric in figures.METRICS if metric in known]
 
     def gathered(self, hours: dict[str, tuple[float, str]]) -> dict[str, Any]:
         """Gathers everything for the page; `hours` is what a pretraining of each init took, and on what."""
@@ -52,10 +53,11 @@ class Backbone:
         external = self.curves[(self.curves["cohort"] == "external") & (self.curves["class"] == "mean")]
         return {
             "name": self.name,
+            "metrics": self.metrics,
             "title": self.title,
             "family": {"vit": "transformer", "cnn": "convolutions"}[self.family],
             "answer": self._answer(against_scratch, saved, hours),
-            "pictures": [self._curve(metric) for metric in METRICS],
+            "pictures": [self._curve(metric) for metric in self.metrics],
             "matrix": None if self.simulated else headline.verdict_matrix(against_scratch),
             "forest": self._forest(dice),
             "contrasts": by_metric(test, "difference"),

@@ -23,7 +23,16 @@ PAPER, INK, FAINT, RULE = "#fffffe", "#1c2024", "#5b6570", "#d5dadf"
 SERIES = ["#5d706c", "#0251e6", "#c63500", "#13482f", "#b824ae", "#7a2f04", "#1701e0", "#7a5230"]
 MARKERS = ["s", "o", "^", "D", "v", "P", "X", "*"]
 SOURCES = ["#123a63", "#2f7ab8", "#8fbfe0", "#dfeaf3"]  # told apart by how bright they are
-METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 in mm"}
+METRICS = {
+    "dice": "Dice",
+    "nsd": "NSD",
+    "hd95_mm": "HD95 in mm",
+    "assd_mm": "ASSD in mm",
+    "nsd_area": "NSD by area",
+    "volume_ml": "Volume error in ml",
+    "volume_error": "Relative volume error",
+    "lesion_f1": "F1 of lesions",
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # letters that stay letters: journals refuse type 3

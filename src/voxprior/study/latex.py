@@ -61,7 +61,7 @@ def scores(curves: pd.DataFrame, titles: dict[str, str], caption: str, label: st
         caption: what it shows.
         label: what `\ref` calls it.
     """
-    names = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
+    names = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}  # more would not fit a column of text
     metrics = [metric for metric in names if metric in set(curves["metric"])]
     rows: list[list[object]] = []
     for (init, budget), some in curves.groupby(["init", "budget"], sort=False):

@@ -48,58 +48,63 @@ def build(config: dict[str, Any], results: Path, shown: list[Look], beside: Path
     titles, runs = facts.titles(results, study), facts.runs(results, study)
     simulated = config["datasets"][study["dataset"]].get("simulate") is not None
     cases_sha256 = facts.case_list_sha256(results, study["dataset"])
-    leakage = gather.read_json(results / "leakage.json")
-    leaks = leakage["found"]
-    stamp = stamp_of(simulated, len(leaks))
+    stamp = stamp_of(simulated, len(gather.read_leakage(results)))
     mark = " \u00b7 ".join([study["study"], f"cases {cases_sha256[:10]}", *([stamp] if stamp else [])])
     drawn = Drawn(mark, titles)
-    rest, left_out = facts.quarantine(results, study)
-    places, store = lineage.Places(results, beside or results), lineage.read_store(results)
     hours = facts.pretraining_hours(runs)
     backbones = [
         Backbone(config, name, tables, drawn, simulated).gathered(hours.get(name, {})) for name in study["inits"]
     ]
-    pretrained = [arm for arm in facts.arms_of(study) if facts.was_pretrained(results, *arm)]
     context = {
         "study": study,
         "title": study["title"] or study["study"],
         "simulated": simulated,
-        "leaks": leaks,
-        "leakage": leakage,
         "stamp": stamp,
-        "people": gather.read_table(results / "intake" / study["dataset"] / "cases.csv")["person"].nunique(),
-        "tested": len({case for fold in gather.read_json(results / "splits.json")["folds"] for case in fold["test"]}),
+        "titles": titles,
         "backbones": backbones,
         "backbone_titles": {name: config["backbones"][name]["title"] for name in study["inits"]},
         "renew": renewal(results, tables, simulated),
         "looks": looks.shown(shown, results, study, titles),
-        "pretrainings": [trainings.pretraining(results, *arm, drawn) for arm in pretrained],
+        "pretrainings": [trainings.pretraining(results, *arm, drawn) for arm in facts.pretrained(study)],
         "finetunings": [trainings.finetuning(results, study, name, drawn) for name in study["inits"]],
         "loads": facts.load_reports(results, study),
-        "counts": facts.case_counts(results, study),
-        "quarantine": [{**row, "src": _drawn_aside(row, number)} for number, row in enumerate(rest)],
-        "quarantine_left_out": left_out,
-        "datasets": config["datasets"],
         "costs": facts.costs(runs),
         "device_hours": facts.device_hours(runs),
         "jobs": facts.job_costs(results),
+        "methods": methods_text(config, tables),
+        **_data(config, results),
+        **_lineage(results, study, runs, beside or results),
+    }
+    return Report(_render(context), drawn.files)
+
+
+def _data(config: dict[str, Any], results: Path) -> dict[str, Any]:
+    """Gathers where the cases come from, and what became of them."""
+    study = config["study"]
+    rest, left_out = facts.quarantine(results, study)
+    leakage = gather.read_json(results / "leakage.json")
+    return {
+        "datasets": config["datasets"],
+        "people": gather.read_table(results / "intake" / study["dataset"] / "cases.csv")["person"].nunique(),
+        "tested": len({case for fold in gather.read_json(results / "splits.json")["folds"] for case in fold["test"]}),
+        "counts": facts.case_counts(results, study),
+        "quarantine": [{**row, "src": _drawn_aside(row, number)} for number, row in enumerate(rest)],
+        "quarantine_left_out": left_out,
+        "leakage": leakage,
+        "leaks": leakage["found"],
+        "classes": wording.listed([name.replace("_", " ") for name in study["classes"]]),
+    }
+
+
+def _lineage(results: Path, study: dict[str, Any], runs: pd.DataFrame, beside: Path) -> dict[str, Any]:
+    """Gathers what the numbers were made from, with links from where the page lies."""
+    places, store = lineage.Places(results, beside), lineage.read_store(results)
+    return {
         "origins": facts.origins(results, study, runs),
         "steps": _steps(places, study),
         "made": lineage.arms(runs, places, store),
-        "anchor": lineage.anchor,
         "runs": len(runs),
-        "methods": methods_text(config, tables),
-        "titles": titles,
-        "cases_sha256": cases_sha256,
-        "words": wording,
-        "headline": headline,
-        "isnan": math.isnan,
-        "classes": wording.listed([name.replace("_", " ") for name in study["classes"]]),
-        "series": figures.SERIES,
-        "sources": figures.SOURCES,
-        "long": LONG,
     }
-    return Report(_render(context), drawn.files)
 
 
 def _render(context: dict[str, Any]) -> str:
@@ -108,7 +113,10 @@ def _render(context: dict[str, Any]) -> str:
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["init_title"] = context["titles"].get
-    return environment.get_template("report.html.j2").render(context)
+    environment.filters["metric_title"] = figures.METRICS.get
+    environment.globals |= {"words": wording, "headline": headline, "anchor": lineage.anchor, "isnan": math.isnan}
+    environment.globals |= {"series": figures.SERIES, "sources": figures.SOURCES, "metric_titles": figures.METRICS}
+    return environment.get_template("report.html.j2").render(context, long=LONG)
 
 
 def read_tables(results: Path) -> dict[str, pd.DataFrame | None]:
