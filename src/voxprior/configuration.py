@@ -22,6 +22,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Leaves a field out of what the workflow fills in."""
+    schema.pop("default", None)
+
+
 class Strict(BaseModel):
     """Refuses unknown keys and does not change once made."""
 
@@ -141,10 +146,12 @@ class Vit(Strict):
 
 
 class Cnn(Strict):
-    """Sizes of a convolutional residual encoder."""
+    """Sizes of a convolutional residual encoder: STU-Net's, or with `kind: resenc` nnU-Net's."""
 
+    # No default in the schema: what it filled in would change the cards of every STU-Net.
+    kind: Literal["stunet", "resenc"] | None = Field(None, json_schema_extra=_without_default)
     channels: list[Positive] = Field([32, 64, 128, 256, 512, 512], description="one entry per stage")
-    blocks: Positive = Field(1, description="residual blocks per stage")
+    blocks: Positive | list[Positive] = Field(1, description="residual blocks per stage; resenc: a list, one per stage")
     pretrained_stages: Positive = Field(5, description="stages down to the mask unit; deeper ones are always fresh")
 
 

@@ -9,9 +9,14 @@ What an encoder offers (both families):
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
+
+from voxprior.errors import Refusal
+
+if TYPE_CHECKING:
+    from voxprior.nets.residual import StagedEncoder
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,25 @@ class Backbone:
 
             a = self.architecture
             return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
+        return self._staged(self.architecture["pretrained_stages"])
+
+    @property
+    def is_resenc(self) -> bool:
+        """Tells a ResEnc from a STU-Net, which needs no `kind`."""
+        return self.family == "cnn" and self.architecture.get("kind") == "resenc"
+
+    def _staged(self, stages: int | None = None) -> "StagedEncoder":
+        """Builds the convolutional encoder, or its first stages."""
+        channels, blocks = self.architecture["channels"][:stages], self.architecture["blocks"]
+        if self.is_resenc:
+            from voxprior.nets.resenc import ResEnc
+
+            return ResEnc(channels, blocks, self.channels)
         from voxprior.nets.residual import ResidualEncoder
 
-        a = self.architecture
-        return ResidualEncoder(a["channels"][: a["pretrained_stages"]], a["blocks"], self.channels)
+        if not isinstance(blocks, int):
+            raise Refusal(f"backbone {self.name}: STU-Net has one number of blocks for all stages: make blocks one")
+        return ResidualEncoder(channels, blocks, self.channels)
 
     def segmenter(self, classes: int, crop_vox: tuple[int, int, int]) -> nn.Module:
         """Builds the segmentation network: volume (B, channels, Z, Y, X) -> logits (B, classes, Z, Y, X).
@@ -62,7 +82,11 @@ class Backbone:
 
             encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
             return Unetr(encoder, classes, a["decoder_channels"])
-        from voxprior.nets.residual import ResidualEncoder
+        staged: Any = self._staged()
+        if self.is_resenc:
+            from voxprior.nets.resenc import ResEncUNet
+
+            return ResEncUNet(staged, classes)
         from voxprior.nets.unet import UNet
 
-        return UNet(ResidualEncoder(a["channels"], a["blocks"], self.channels), classes)
+        return UNet(staged, classes)
