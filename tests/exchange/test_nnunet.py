@@ -163,15 +163,15 @@ entry.train_pretrained_entrypoint()
 
 
 @pytest.mark.nnunet
-def test_nnunet_fine_tunes_from_it(encoder, checkpoint, tmp_path):
-    """Plans, preprocesses and trains three steps; the network starts from our encoder, and what it saves comes back."""
+def test_nnunet_fine_tunes_from_it(study, encoder, checkpoint, tmp_path):
+    """Plans, preprocesses and trains three steps on the study's exported cases, from our encoder; the result comes back."""
     if not os.environ.get("VOXPRIOR_NNUNET"):
         pytest.skip("VOXPRIOR_NNUNET names no folder with the commands of nnU-Net")
     folder = Path(os.environ["VOXPRIOR_NNUNET"])
     if not (folder / "nnUNetv2_train_pretrained").exists():
         pytest.skip(f"{folder} has no nnUNetv2_train_pretrained, which nnU-Net has since July 2026")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
     environment |= {f"nnUNet_{kind}": str(tmp_path / kind) for kind in ("raw", "preprocessed", "results")}
 
     def run(*command):
@@ -181,16 +181,20 @@ def test_nnunet_fine_tunes_from_it(encoder, checkpoint, tmp_path):
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    raw_dataset(tmp_path / "raw" / "Dataset501_tiny")
-    run("nnUNetv2_plan_and_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
+    export.run("nnunet-dataset", tmp_path / "raw", None, study, None, 501, False, 1e-3)
+    checked = ("--verify_dataset_integrity", "--no_pp")
+    run("nnUNetv2_plan_and_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, "-npfp", 1, *checked)
     run(
         "nnUNetv2_preprocess_like_nnssl", "-d", 501, "-n", "ours", "-pc", checkpoint, "-am", "like_pretrained", "-np", 1
     )
     (plans,) = (tmp_path / "preprocessed" / "Dataset501_tiny").glob("ptPlans__ours*.json")
+    splits = (tmp_path / "raw" / "Dataset501_tiny" / "splits_final.json").read_text()
+    (plans.parent / "splits_final.json").write_text(splits)
     (tmp_path / "train.py").write_text(TRAIN)
     environment["nnUNet_n_proc_DA"] = "0"  # batches are made by the training itself; planning wants one process
-    said = run("python", "train.py", 501, "3d_fullres", 0, "-p", plans.stem, "-device", "cpu")
+    said = run("python", "train.py", 501, "3d_fullres", 1, "-p", plans.stem, "-device", "cpu")
     assert "Loaded Network from" in said
+    assert "This split has 3 training and 1 validation cases" in said
     started = torch.load(tmp_path / "started.pt", weights_only=True)
     for name, tensor in encoder[1].items():
         assert torch.equal(started[f"encoder.{name}"], tensor)
@@ -199,23 +203,3 @@ def test_nnunet_fine_tunes_from_it(encoder, checkpoint, tmp_path):
     state, _ = read_weights(tmp_path / "back.safetensors", "")
     moved = [name for name, tensor in encoder[1].items() if not torch.equal(state[name], tensor)]
     assert len(moved) > len(state) / 2
-
-
-def raw_dataset(folder: Path) -> None:
-    """Writes five scans with a ball each, as nnU-Net wants them."""
-    import numpy as np
-    import SimpleITK as sitk
-
-    chance = np.random.default_rng(0)
-    for number in range(5):
-        z, y, x = np.indices((24, 24, 24)) - 11.5 - chance.uniform(-2, 2, 3)[:, None, None, None]
-        ball = (z**2 + y**2 + x**2 < 49).astype(np.uint8)
-        scan = (ball * 100 + chance.normal(0, 20, ball.shape)).astype(np.float32)
-        for kind, array in (("imagesTr", scan), ("labelsTr", ball)):
-            image = sitk.GetImageFromArray(array)
-            image.SetSpacing((1.5, 1.5, 2.0))
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            name = f"case_{number}" + ("_0000" if kind == "imagesTr" else "")
-            sitk.WriteImage(image, str(folder / kind / f"{name}.nii.gz"))
-    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ball": 1}, "numTraining": 5}
-    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))

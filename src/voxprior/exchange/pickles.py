@@ -50,8 +50,8 @@ def _numbers() -> list[Any]:
     """Lists what numpy's numbers need to be opened: plain data, no code."""
     import numpy as np
 
-    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "bool"))]
-    return [np._core.multiarray.scalar, *kinds]  # type: ignore[list-item]
+    scalar = np.float64(0).__reduce__()[0]  # what numpy's pickles call; it has moved between numpy's versions
+    return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "bool"))]
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
