@@ -164,7 +164,7 @@ entry.train_pretrained_entrypoint()
 
 @pytest.mark.nnunet
 def test_nnunet_fine_tunes_from_it(study, encoder, checkpoint, tmp_path):
-    """Plans, preprocesses and trains three steps on the study's exported cases, from our encoder; the result comes back."""
+    """Plans, preprocesses and trains three steps on exported cases, from our encoder; the result comes back."""
     if not os.environ.get("VOXPRIOR_NNUNET"):
         pytest.skip("VOXPRIOR_NNUNET names no folder with the commands of nnU-Net")
     folder = Path(os.environ["VOXPRIOR_NNUNET"])
