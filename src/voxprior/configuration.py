@@ -143,6 +143,11 @@ class Vit(Strict):
     heads: Positive = 12
     mlp_ratio: float = 4.0
     decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
+    # No defaults in the schema: what they filled in would change the cards of every transformer.
+    learnt_zyx: ZyxVox | None = Field(
+        None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
+    )
+    norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
 
 
 class Cnn(Strict):

@@ -17,6 +17,7 @@ from voxprior.errors import Refusal
 
 if TYPE_CHECKING:
     from voxprior.nets.residual import StagedEncoder
+    from voxprior.nets.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,16 @@ class Backbone:
     def encoder(self) -> nn.Module:
         """Builds the encoder as it is pretrained (a CNN without the stages below the mask unit)."""
         if self.family == "vit":
-            from voxprior.nets.vit import ViT
-
-            a = self.architecture
-            return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
+            return self._vit()
         return self._staged(self.architecture["pretrained_stages"])
+
+    def _vit(self) -> "ViT":
+        """Builds the transformer."""
+        from voxprior.nets.vit import EPS, ViT
+
+        a = self.architecture
+        sizes = (a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
+        return ViT(*sizes, a.get("learnt_zyx"), a.get("norm_eps") or EPS)
 
     @property
     def is_resenc(self) -> bool:
@@ -78,10 +84,8 @@ class Backbone:
         a = self.architecture
         if self.family == "vit":
             from voxprior.nets.decoders import Unetr
-            from voxprior.nets.vit import ViT
 
-            encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
-            return Unetr(encoder, classes, a["decoder_channels"])
+            return Unetr(self._vit(), classes, a["decoder_channels"])
         staged: Any = self._staged()
         if self.is_resenc:
             from voxprior.nets.resenc import ResEncUNet
