@@ -157,8 +157,9 @@ def initialize(self):
     self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
     start(self)
     torch.save(self.network.state_dict(), "started.pt")
-PretrainedTrainer.initialize = initialize
-entry.train_pretrained_entrypoint()
+if __name__ == "__main__":  # its validation starts processes, which import this file
+    PretrainedTrainer.initialize = initialize
+    entry.train_pretrained_entrypoint()
 """
 
 

@@ -34,6 +34,15 @@ def read_nnssl(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> T
     return rename(state, nnunet.encoder_name, path)
 
 
+def read_monai_swin(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> Taken:
+    """Refuses MONAI's SwinUNETR.
+
+    Raises:
+        Refusal: always; voxprior has no shifted-window transformer.
+    """
+    raise Refusal(f"{path} is a SwinUNETR, which voxprior has no backbone for: take MONAI's ViT, STU-Net or ResEnc")
+
+
 def read_stunet(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> Taken:
     """Reads STU-Net's context path from the authors' checkpoints; our names are theirs.
 
@@ -118,4 +127,9 @@ def _monai_vit_name(name: str, prefix: str) -> tuple[str | None, str]:
     return name, ""
 
 
-READERS: dict[str, Reader] = {"nnssl": read_nnssl, "stunet": read_stunet, "monai-vit": read_monai_vit}
+READERS: dict[str, Reader] = {
+    "nnssl": read_nnssl,
+    "stunet": read_stunet,
+    "monai-vit": read_monai_vit,
+    "monai-swin": read_monai_swin,
+}

@@ -7,6 +7,7 @@ Axes: B windows, C channels or classes, Z Y X voxels.
 
 import importlib
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def onnx(network: nn.Module, shape_CZYX: tuple[int, ...]) -> bytes:
         Refusal: the packages of ONNX are not installed.
     """
     _demand("onnx", "onnxscript", "onnxruntime")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells that torchvision is missing, which is not used
     example_BCZYX = torch.rand(2, *shape_CZYX, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
