@@ -34,9 +34,12 @@ def write(to, output, weights, tolerance=1e-4):
     export.run(to, output, weights, None, None, 501, False, tolerance)
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("to", ["torchscript", "onnx"])
-def test_logits_are_the_networks_for_any_number_of_windows(tmp_path, capsys, name, to):
+PAIRS = [("torchscript", name) for name in SIZES] + [("onnx", "stunet")]
+PAIRS += [pytest.param("onnx", name, marks=pytest.mark.slow) for name in ("vit", "resenc")]
+
+
+@pytest.mark.parametrize(("to", "name"), PAIRS)
+def test_logits_are_the_networks_for_any_number_of_windows(tmp_path, capsys, to, name):
     if to == "onnx":
         pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
     channels = 2 if name == "vit" else 1
