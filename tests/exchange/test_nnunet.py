@@ -163,6 +163,34 @@ if __name__ == "__main__":  # its validation starts processes, which import this
 """
 
 
+LOAD = """
+import sys
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+plan = torch.load(sys.argv[1], weights_only=True)["nnssl_adaptation_plan"]["architecture_plans"]
+given = plan["arch_class_name"], plan["arch_kwargs"], plan["arch_kwargs_requiring_import"]
+network = get_network_from_plans(*given, 1, 5, deep_supervision=True)
+load_pretrained_weights(network, sys.argv[1])
+torch.save(network.state_dict(), "loaded.pt")
+"""
+
+
+@pytest.mark.nnunet
+def test_the_loader_of_released_nnunets_takes_it(encoder, checkpoint, tmp_path):
+    """What `nnUNetv2_train -pretrained_weights` calls, for five classes: it asks for all tensors but the heads."""
+    if not os.environ.get("VOXPRIOR_NNUNET"):
+        pytest.skip("VOXPRIOR_NNUNET names no folder with the commands of nnU-Net")
+    python = Path(os.environ["VOXPRIOR_NNUNET"], "python")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = [python, "-c", LOAD, checkpoint]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = torch.load(tmp_path / "loaded.pt", weights_only=True)
+    assert loaded["decoder.seg_layers.0.weight"].shape[0] == 5
+    assert all(torch.equal(loaded[f"encoder.{name}"], tensor) for name, tensor in encoder[1].items())
+
+
 @pytest.mark.nnunet
 def test_nnunet_fine_tunes_from_it(study, encoder, checkpoint, tmp_path):
     """Plans, preprocesses and trains three steps on exported cases, from our encoder; the result comes back."""
