@@ -257,6 +257,41 @@ def track(
 
 
 @app.command()
+def export(
+    to: Annotated[str, typer.Option(help="nnunet-checkpoint, nnunet-dataset, monai-bundle, onnx or torchscript")],
+    output: Annotated[Path, typer.Option(help="file; a folder for nnunet-dataset and monai-bundle")],
+    weights: Annotated[
+        Path | None, typer.Option(help="encoder.safetensors, model.safetensors", callback=_there)
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="the study's results folder", callback=_there)] = None,
+    spacing_mm: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Z Y X, where neither file nor study says it")
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, max=999, help="of nnU-Net's dataset")] = 501,
+    copy: Annotated[bool, typer.Option("--copy/--link", help="nnunet-dataset: copy scans, or link them")] = False,
+    tolerance: Annotated[float, typer.Option(min=0, help="largest difference of the exported network")] = 1e-3,
+) -> None:
+    """Write a network, or a study's cells, in the formats of nnU-Net, MONAI or ONNX."""
+    from voxprior.commands import export as verb
+
+    verb.run(to, output, weights, results, spacing_mm, number, copy, tolerance)
+
+
+@app.command("import")
+def take_in(
+    source: Annotated[str, typer.Option("--from", help="nnssl, stunet or monai-vit")],
+    checkpoint: Annotated[Path, typer.Option(help="their .pth, .pt or .safetensors", callback=_there)],
+    backbone: Annotated[str, typer.Option(help="a file of config/backbones")],
+    output: Annotated[Path, typer.Option(help="encoder.safetensors, to be named as init file:...")],
+    channels: Annotated[int, typer.Option(min=1, help="of the images")] = 1,
+) -> None:
+    """Read another project's checkpoint as an encoder of ours; every tensor is accounted for."""
+    from voxprior.commands import take_in as verb
+
+    verb.run(source, checkpoint, backbone, output, channels)
+
+
+@app.command()
 def schema(output: Annotated[Path, typer.Option()] = Path("config/schema.json")) -> None:
     """Write the JSON schema of the configuration from the models."""
     from voxprior.commands import schema as verb

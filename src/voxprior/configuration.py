@@ -22,6 +22,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Leaves a field out of what the workflow fills in."""
+    schema.pop("default", None)
+
+
 class Strict(BaseModel):
     """Refuses unknown keys and does not change once made."""
 
@@ -138,13 +143,20 @@ class Vit(Strict):
     heads: Positive = 12
     mlp_ratio: float = 4.0
     decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
+    # No defaults in the schema: what they filled in would change the cards of every transformer.
+    learnt_zyx: ZyxVox | None = Field(
+        None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
+    )
+    norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
 
 
 class Cnn(Strict):
-    """Sizes of a convolutional residual encoder."""
+    """Sizes of a convolutional residual encoder: STU-Net's, or with `kind: resenc` nnU-Net's."""
 
+    # No default in the schema: what it filled in would change the cards of every STU-Net.
+    kind: Literal["stunet", "resenc"] | None = Field(None, json_schema_extra=_without_default)
     channels: list[Positive] = Field([32, 64, 128, 256, 512, 512], description="one entry per stage")
-    blocks: Positive = Field(1, description="residual blocks per stage")
+    blocks: Positive | list[Positive] = Field(1, description="residual blocks per stage; resenc: a list, one per stage")
     pretrained_stages: Positive = Field(5, description="stages down to the mask unit; deeper ones are always fresh")
 
 

@@ -37,7 +37,7 @@ from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods import spark
 from voxprior.methods.contract import Batch, Term, volume_from
 from voxprior.nets.backbones import Backbone
-from voxprior.nets.residual import ResidualEncoder
+from voxprior.nets.residual import StagedEncoder
 
 TITLE = "AnatoMask"
 
@@ -156,7 +156,7 @@ def patch_error(predicted_BNV: Tensor, patch_BNV: Tensor, score: Score) -> Tenso
 class Painter(nn.Module):
     """SparK's encoder and decoder: student and teacher are one each."""
 
-    def __init__(self, encoder: ResidualEncoder, decoder: spark.Decoder) -> None:
+    def __init__(self, encoder: StagedEncoder, decoder: spark.Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -173,7 +173,7 @@ class Model(nn.Module):
         Refusal: the crop is no multiple of the mask unit, or the decoder's width cannot be halved at every level.
     """
 
-    def __init__(self, config: Config, encoder: ResidualEncoder) -> None:
+    def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
@@ -185,7 +185,7 @@ class Model(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     @property
-    def encoder(self) -> ResidualEncoder:
+    def encoder(self) -> StagedEncoder:
         """The student's encoder, which segmentation inherits."""
         return self.student.encoder
 

@@ -37,7 +37,7 @@ from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods.contract import Batch, Term, volume_from
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.batchnorm import MapStatistics
-from voxprior.nets.residual import ResidualEncoder
+from voxprior.nets.residual import StagedEncoder
 from voxprior.nets.sparse import InstanceNorm, Visible, visible_pyramid
 
 TITLE = "SparK"
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         return self.head(painted_BCZYX)
 
 
-def reconstruct(encoder: ResidualEncoder, decoder: Decoder, volume_BCZYX: Tensor, masked_BN: Tensor) -> Tensor:
+def reconstruct(encoder: StagedEncoder, decoder: Decoder, volume_BCZYX: Tensor, masked_BN: Tensor) -> Tensor:
     """Predicts the standardised voxels of every patch from the visible ones alone: (B, N, V).
 
     A function of its arguments: nothing of masked patches reaches the result, whatever they hold.
@@ -181,7 +181,7 @@ class Model(nn.Module):
         Refusal: the crop is no multiple of the mask unit, or the decoder's width cannot be halved at every level.
     """
 
-    def __init__(self, config: Config, encoder: ResidualEncoder) -> None:
+    def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

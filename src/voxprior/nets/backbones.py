@@ -9,9 +9,15 @@ What an encoder offers (both families):
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
+
+from voxprior.errors import Refusal
+
+if TYPE_CHECKING:
+    from voxprior.nets.residual import StagedEncoder
+    from voxprior.nets.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,34 @@ class Backbone:
     def encoder(self) -> nn.Module:
         """Builds the encoder as it is pretrained (a CNN without the stages below the mask unit)."""
         if self.family == "vit":
-            from voxprior.nets.vit import ViT
+            return self._vit()
+        return self._staged(self.architecture["pretrained_stages"])
 
-            a = self.architecture
-            return ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
-        from voxprior.nets.residual import ResidualEncoder
+    def _vit(self) -> "ViT":
+        """Builds the transformer."""
+        from voxprior.nets.vit import EPS, ViT
 
         a = self.architecture
-        return ResidualEncoder(a["channels"][: a["pretrained_stages"]], a["blocks"], self.channels)
+        sizes = (a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
+        return ViT(*sizes, a.get("learnt_zyx"), a.get("norm_eps") or EPS)
+
+    @property
+    def is_resenc(self) -> bool:
+        """Tells a ResEnc from a STU-Net, which needs no `kind`."""
+        return self.family == "cnn" and self.architecture.get("kind") == "resenc"
+
+    def _staged(self, stages: int | None = None) -> "StagedEncoder":
+        """Builds the convolutional encoder, or its first stages."""
+        channels, blocks = self.architecture["channels"][:stages], self.architecture["blocks"]
+        if self.is_resenc:
+            from voxprior.nets.resenc import ResEnc
+
+            return ResEnc(channels, blocks, self.channels)
+        from voxprior.nets.residual import ResidualEncoder
+
+        if not isinstance(blocks, int):
+            raise Refusal(f"backbone {self.name}: STU-Net has one number of blocks for all stages: make blocks one")
+        return ResidualEncoder(channels, blocks, self.channels)
 
     def segmenter(self, classes: int, crop_vox: tuple[int, int, int]) -> nn.Module:
         """Builds the segmentation network: volume (B, channels, Z, Y, X) -> logits (B, classes, Z, Y, X).
@@ -58,11 +84,13 @@ class Backbone:
         a = self.architecture
         if self.family == "vit":
             from voxprior.nets.decoders import Unetr
-            from voxprior.nets.vit import ViT
 
-            encoder = ViT(a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
-            return Unetr(encoder, classes, a["decoder_channels"])
-        from voxprior.nets.residual import ResidualEncoder
+            return Unetr(self._vit(), classes, a["decoder_channels"])
+        staged: Any = self._staged()
+        if self.is_resenc:
+            from voxprior.nets.resenc import ResEncUNet
+
+            return ResEncUNet(staged, classes)
         from voxprior.nets.unet import UNet
 
-        return UNet(ResidualEncoder(a["channels"], a["blocks"], self.channels), classes)
+        return UNet(staged, classes)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from voxprior.maths.patches import grid, patchify
-from voxprior.nets.residual import ResidualEncoder
+from voxprior.nets.residual import StagedEncoder
 from voxprior.nets.vit import ViT
 
 
@@ -39,17 +39,17 @@ def standardised(encoder: nn.Module) -> dict[str, Tensor]:
 
 def stages(encoder: nn.Module) -> int:
     """Counts the feature maps that can be asked for: the stages of a CNN, one of a transformer."""
-    return len(encoder.channels) if isinstance(encoder, ResidualEncoder) else 1
+    return len(encoder.channels) if isinstance(encoder, StagedEncoder) else 1
 
 
 def width_of(encoder: nn.Module, stage: int) -> int:
     """Tells the channels of a stage's map; -1: the deepest."""
-    return encoder.channels[stage] if isinstance(encoder, ResidualEncoder) else int(encoder.width)  # type: ignore[arg-type]
+    return encoder.channels[stage] if isinstance(encoder, StagedEncoder) else int(encoder.width)  # type: ignore[arg-type]
 
 
 def stride_of(encoder: nn.Module, stage: int) -> int:
     """Tells how many voxels a cell of a stage's map spans; -1: the deepest."""
-    return 2 ** (stage % len(encoder.channels)) if isinstance(encoder, ResidualEncoder) else int(encoder.unit_vox)  # type: ignore[arg-type]
+    return 2 ** (stage % len(encoder.channels)) if isinstance(encoder, StagedEncoder) else int(encoder.unit_vox)  # type: ignore[arg-type]
 
 
 def feature_map(encoder: nn.Module, volume_BCZYX: Tensor, stage: int = -1, filters: bool = False) -> Tensor:
@@ -74,8 +74,8 @@ def trained_state(encoder: nn.Module, stage: int = -1, filters: bool = False) ->
     if filters:
         with torch.no_grad():
             state |= standardised(encoder)
-    if isinstance(encoder, ResidualEncoder):
+    if isinstance(encoder, StagedEncoder):
         below = range(stage % len(encoder.channels) + 1, len(encoder.channels))
-        unused = tuple(f"conv_blocks_context.{number}." for number in below)
+        unused = tuple(f"{encoder.stages_name}.{number}." for number in below)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
     return state

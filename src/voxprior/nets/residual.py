@@ -47,23 +47,53 @@ def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.M
     return nn.ModuleList([first, *(ResidualBlock(channels_out, channels_out) for _ in range(blocks - 1))])
 
 
-class ResidualEncoder(nn.Module):
-    """STU-Net's context path.
+class StagedEncoder(nn.Module):
+    """What convolutional encoders have in common: stages, each at half the resolution of the last.
 
     Attributes:
+        stages_name: what the list of stages is called among the parameters.
         channels: channels per stage.
         channels_in: channels of a volume.
         unit_vox: total stride; the side of a mask unit.
         width: channels of the deepest stage.
     """
 
-    def __init__(self, channels: Sequence[int], blocks: int, channels_in: int = 1) -> None:
+    stages_name: str
+
+    def __init__(self, channels: Sequence[int], channels_in: int = 1) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.channels_in = channels_in
-        self.blocks = blocks
         self.unit_vox = 2 ** (len(self.channels) - 1)
         self.width = self.channels[-1]
+
+    def check_size(self, volume_BCZYX: Tensor) -> None:
+        """Refuses a crop of which the deepest stage keeps a single voxel, which instance norm would turn into zero.
+
+        Raises:
+            Refusal: names the crop's size and what to do.
+        """
+        sides = [-(-side // self.unit_vox) for side in volume_BCZYX.shape[2:]]
+        if max(sides) == 1:
+            size = "x".join(map(str, volume_BCZYX.shape[2:]))
+            raise Refusal(
+                f"a crop of {size} voxels is one voxel after {len(self.channels)} stages: "
+                f"make a side larger than {self.unit_vox} or take a backbone with fewer stages"
+            )
+
+    def forward(self, volume_BCZYX: Tensor, visible: list[Visible] | None = None) -> list[Tensor]:
+        """Returns the features of every stage, full resolution first."""
+        raise NotImplementedError
+
+
+class ResidualEncoder(StagedEncoder):
+    """STU-Net's context path."""
+
+    stages_name = "conv_blocks_context"
+
+    def __init__(self, channels: Sequence[int], blocks: int, channels_in: int = 1) -> None:
+        super().__init__(channels, channels_in)
+        self.blocks = blocks
         before = (channels_in, *self.channels[:-1])
         self.conv_blocks_context = nn.ModuleList(
             stage(c_in, c_out, blocks, stride=1 if i == 0 else 2)
@@ -80,13 +110,8 @@ class ResidualEncoder(nn.Module):
         Raises:
             Refusal: the deepest stage is left with a single voxel, which instance norm would turn into zero.
         """
-        sides = [-(-side // self.unit_vox) for side in volume_BCZYX.shape[2:]]
-        if visible is None and max(sides) == 1:
-            size = "x".join(map(str, volume_BCZYX.shape[2:]))
-            raise Refusal(
-                f"a crop of {size} voxels is one voxel after {len(self.channels)} stages: "
-                f"make a side larger than {self.unit_vox} or take a backbone with fewer stages"
-            )
+        if visible is None:
+            self.check_size(volume_BCZYX)
         masks: list[Visible | None] = [*visible] if visible else [None] * len(self.channels)
         feature_BCZYX = hide(volume_BCZYX, masks[0])
         features = []

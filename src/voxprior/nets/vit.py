@@ -1,8 +1,8 @@
 """A vision transformer for volumes that computes only the tokens it is shown.
 
 Raw patches are gathered first and embedded afterwards, so a masked patch costs nothing and nothing of it, not even a
-NaN, can reach a token or a weight's gradient. There is no class token and no learnt position: the state_dict is exactly
-what segmentation inherits.
+NaN, can reach a token or a weight's gradient. There is no class token, and no learnt position unless asked for: the
+state_dict is exactly what segmentation inherits.
 
 Axes: B samples, C channels, Z Y X voxels, z y x tokens along each axis, N all tokens (Z-major), K shown tokens,
 T extra tokens, V voxels of a patch, D width, H heads.
@@ -10,6 +10,8 @@ T extra tokens, V voxels of a patch, D width, H heads.
 Source: Dosovitskiy et al., "An image is worth 16x16 words", 2021; He et al. 2022 (MAE) for the visible-only encoder;
 Hatamizadeh et al., "UNETR", 2022, for the taps.
 """
+
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -26,17 +28,17 @@ EPS = 1e-6  # of LayerNorm, as in MAE; torch's default of 1e-5 gives visibly oth
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = EPS) -> None:
         super().__init__()
         if width % heads:
             raise Refusal(
                 f"a transformer width of {width} cannot be shared by {heads} heads: choose a divisor of {width}"
             )
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.fc1 = nn.Linear(width, int(mlp_ratio * width))
         self.fc2 = nn.Linear(int(mlp_ratio * width), width)
 
@@ -65,13 +67,23 @@ class ViT(nn.Module):
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over `width`.
         channels_in: channels of a volume.
+        learnt_zyx: tokens along each axis of a grid whose positions are learnt; None: fixed sines (`maths/positions`).
+        eps: of the norms.
 
     Raises:
         Refusal: `width` is not a multiple of 6 or of `heads`.
     """
 
     def __init__(
-        self, patch_vox: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, channels_in: int = 1
+        self,
+        patch_vox: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        channels_in: int = 1,
+        learnt_zyx: Sequence[int] | None = None,
+        eps: float = EPS,
     ) -> None:
         super().__init__()
         check_width(width, "a transformer width")
@@ -79,13 +91,27 @@ class ViT(nn.Module):
         self.width = width
         self.channels_in = channels_in
         self.embed = nn.Linear(patch_vox**3 * channels_in, width)  # equals a convolution with kernel = stride = patch
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.learnt_zyx = tuple(learnt_zyx) if learnt_zyx else None
         self.apply(start_weights)
+        if self.learnt_zyx:
+            self.position_ND = nn.Parameter(
+                position_table(grid(self.learnt_zyx, 1), width, self.embed.weight.device).clone()
+            )
+
+    def positions(self, grid_zyx: tuple[int, int, int]) -> Tensor:
+        """Returns the positions of a grid's tokens, (N, D); learnt ones are interpolated for another grid."""
+        if self.learnt_zyx is None:
+            return position_table(grid_zyx, self.width, self.embed.weight.device).to(self.embed.weight.dtype)
+        if self.learnt_zyx == tuple(grid_zyx):
+            return self.position_ND
+        known_1Dzyx = self.position_ND.T.unflatten(1, self.learnt_zyx)[None]
+        return F.interpolate(known_1Dzyx, grid_zyx, mode="trilinear", align_corners=False)[0].flatten(1).T
 
     def tokens(self, patch_BNV: Tensor, grid_zyx: tuple[int, int, int], visible_BK: Tensor | None = None) -> Tensor:
         """Embeds the visible patches and adds their positions: (B, K, D); all patches where `visible_BK` is None."""
-        position_ND = position_table(grid_zyx, self.width, patch_BNV.device).to(self.embed.weight.dtype)
+        position_ND = self.positions(grid_zyx)
         if visible_BK is None:
             return self.embed(patch_BNV) + position_ND
         return self.embed(take(patch_BNV, visible_BK)) + take(position_ND[None], visible_BK)

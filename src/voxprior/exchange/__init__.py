@@ -1,0 +1,1 @@
+"""Other projects' formats: their checkpoints, data folders and model packages, in and out."""
