@@ -1,16 +1,21 @@
 """Segments a volume of any size, window by window, in little memory.
 
 Logits of overlapping windows are added with Gaussian weights, as MONAI's `sliding_window_inference` does on the same
-window grid. But logits of the whole volume never exist: windows come in Z order, and as soon as no later window reaches
-a slice, its labels are taken and its place in a ring of `window_z` slices is used again. Memory is
-classes * window_z * Y * X floats. Weights need not be divided out: they are the same for every class.
+window grid. But logits of the whole volume never exist: windows come in order along one axis, and as soon as no later
+window reaches a slice, its labels are taken and its place in a ring of as many slices as a window has is used again.
+The ring rolls along the axis for which it is smallest. Where it would still be larger than `Tiling.most_bytes`, as with
+a hundred classes on a large scan, the volume is cut into bands across that axis, and the windows that reach into two
+bands are computed for both; the sums, and so the labels, are the same. For labels the weights need not be divided out:
+they are the same for every class.
 
 Axes: C classes (0 is background), of volumes and windows channels; Z Y X voxels.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +25,19 @@ from torch import Tensor
 from voxprior.errors import Refusal
 
 Zyx = tuple[int, int, int]
+Place = tuple[slice, slice, slice]
+Network = Callable[[Tensor], Tensor]
+LOGITS_BYTES = 512 << 20  # of the windows of one call; there are never fewer than two
+MOST_BYTES = 4 << 30  # of the sums of logits
+
+
+class Tiling(NamedTuple):
+    """How a volume is cut into windows, and how much memory the sums of their logits may take."""
+
+    window_zyx: Zyx
+    overlap: float = 0.5
+    batch: int = 4  # windows per call of the network, or fewer where their logits are large
+    most_bytes: int = MOST_BYTES
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -45,7 +63,7 @@ def gaussian_weights(window_zyx: Zyx, sigma_share: float = 0.125) -> Tensor:
     return weights.clamp_min(max(float(weights.min()), 1e-3))
 
 
-def _argmax(logits_CZYX: Tensor) -> Tensor:
+def argmax(logits_CZYX: Tensor) -> Tensor:
     """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8.
 
     torch's argmax strides over the class axis on the CPU; comparing class by class, a slice at a time, reads memory in
@@ -72,11 +90,13 @@ def _argmax(logits_CZYX: Tensor) -> Tensor:
 
 
 class _Ring:
-    """Sums of weighted logits of the `window_z` slices that windows still reach; slice z lies at z % window_z."""
+    """Sums of weighted logits of a band: the slices that windows still reach, slice n at place n % depth."""
 
-    def __init__(self, classes: int, depth: int, plane_yx: tuple[int, int], device: torch.device) -> None:
-        self.sums_CZYX = torch.zeros(classes, depth, *plane_yx, device=device)
-        self.depth = depth
+    def __init__(self, channels: int, band: "Band", depth: int, device: torch.device) -> None:
+        self.band, self.depth = band, depth
+        sides = [stop - start for start, stop in zip(band.lo_zyx, band.hi_zyx, strict=True)]
+        sides[band.axis] = depth
+        self.sums_CZYX = torch.zeros(channels, *sides, device=device)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Splits slices start..stop where the ring closes: (where in the ring, where from `start`)."""
@@ -88,31 +108,75 @@ class _Ring:
             done += length
 
     def add(self, lo_zyx: Zyx, logits_CZYX: Tensor, weights_ZYX: Tensor) -> None:
-        """Adds one window's weighted logits."""
-        (z, y, x), (dz, dy, dx) = lo_zyx, weights_ZYX.shape
-        for ring, window in self._pieces(z, z + dz):
-            box_CZYX = self.sums_CZYX[:, ring, y : y + dy, x : x + dx]
-            box_CZYX.addcmul_(logits_CZYX[:, window].float(), weights_ZYX[window])
+        """Adds what of one window's weighted logits lies in the band."""
+        place, cut, axis = [], [], self.band.axis
+        for lo, side, first, last in zip(lo_zyx, weights_ZYX.shape, self.band.lo_zyx, self.band.hi_zyx, strict=True):
+            start, stop = max(lo, first), min(lo + side, last)
+            place.append(slice(start - first, stop - first))
+            cut.append(slice(start - lo, stop - lo))
+        for ring, window in self._pieces(lo_zyx[axis], lo_zyx[axis] + weights_ZYX.shape[axis]):
+            place[axis], cut[axis] = ring, window
+            logits_czyx = logits_CZYX[(slice(None), *cut)]
+            self.sums_CZYX[(slice(None), *place)].addcmul_(logits_czyx.float(), weights_ZYX[tuple(cut)])
 
-    def finish(self, start: int, stop: int) -> Tensor:
-        """Takes the labels of slices that no later window reaches, and clears their place: (stop - start, Y, X)."""
-        labels = []
-        for ring, _ in self._pieces(start, stop):
-            labels.append(_argmax(self.sums_CZYX[:, ring]))
-            self.sums_CZYX[:, ring].zero_()
-        return torch.cat(labels)
+    def finish(self, start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
+        """Yields slices that no later window reaches, (place in the volume, sums), and clears them afterwards."""
+        place = [slice(first, last) for first, last in zip(self.band.lo_zyx, self.band.hi_zyx, strict=True)]
+        for ring, piece in self._pieces(start, stop):
+            place[self.band.axis] = slice(start + piece.start, start + piece.stop)
+            sums_CZYX = self.sums_CZYX.narrow(self.band.axis + 1, ring.start, ring.stop - ring.start)
+            yield (place[0], place[1], place[2]), sums_CZYX
+            sums_CZYX.zero_()
 
 
-def _padded(volume_CZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pads sides that are smaller than the window with 0, evenly: (volume, where the real one lies in it)."""
+class Band(NamedTuple):
+    """A box that is segmented from end to end along `axis`."""
+
+    axis: int
+    lo_zyx: Zyx
+    hi_zyx: Zyx
+
+
+def bands(sides_zyx: Zyx, tiling: Tiling, channels: int) -> list[Band]:
+    """Cuts a volume into as few bands as `most_bytes` allows: rings roll along the axis that makes them smallest.
+
+    Z is kept where another axis would save less than a quarter: memory is read in order then. Cuts lie where a window
+    starts, so that few windows reach over them.
+    """
+    shares = [min(window / side, 1.0) for window, side in zip(tiling.window_zyx, sides_zyx, strict=True)]
+    best = shares.index(min(shares))
+    axis = best if shares[best] < 0.75 * shares[0] else 0
+    across = min((shares[n], n) for n in range(3) if n != axis)[1]
+    starts = window_starts(sides_zyx[across], tiling.window_zyx[across], tiling.overlap)
+    need = 4 * channels * math.prod(sides_zyx) * tiling.window_zyx[axis] / sides_zyx[axis]
+    side = sides_zyx[across]
+    widest = max(1, int(side * tiling.most_bytes / need))
+    edges = [0]
+    while edges[-1] < side:
+        most = min(edges[-1] + widest, side)
+        edges.append(
+            max([start for start in starts if edges[-1] < start < most], default=most) if most < side else side
+        )
+    found = []
+    for start, stop in pairwise(edges):
+        lo, hi = [0, 0, 0], list(sides_zyx)
+        lo[across], hi[across] = start, stop
+        found.append(Band(axis, (lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])))
+    return found
+
+
+def pad(volume: np.ndarray, window_zyx: Zyx) -> tuple[Tensor, Place]:
+    """Pads sides that are smaller than the window with 0, evenly: (C Z Y X, where the real volume lies in it)."""
+    given = torch.from_numpy(np.ascontiguousarray(volume))
+    volume_CZYX = given if given.ndim == 4 else given[None]
     short = [max(window - side, 0) for window, side in zip(window_zyx, volume_CZYX.shape[1:], strict=True)]
-    inside = tuple(slice(n // 2, n // 2 + side) for n, side in zip(short, volume_CZYX.shape[1:], strict=True))
+    inside = [slice(n // 2, n // 2 + side) for n, side in zip(short, volume_CZYX.shape[1:], strict=True)]
     if any(short):
         volume_CZYX = F.pad(volume_CZYX, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
-    return volume_CZYX, inside
+    return volume_CZYX, (inside[0], inside[1], inside[2])
 
 
-def _call(network: Callable[[Tensor], Tensor], windows_BCZYX: Tensor) -> Tensor:
+def _call(network: Network, windows_BCZYX: Tensor) -> Tensor:
     """Calls the network, on the CPU never with one window.
 
     torch sends a single small 3-D sample to its own convolution and two or more to oneDNN, which is so much faster
@@ -124,15 +188,89 @@ def _call(network: Callable[[Tensor], Tensor], windows_BCZYX: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def finished(
+    network: Network,
+    volume_CZYX: Tensor,
+    quantum: float,
+    tiling: Tiling,
+    device: torch.device,
+    precision: AbstractContextManager[object],
+    divide: bool = False,
+) -> Iterator[tuple[Place, Tensor]]:
+    """Segments a volume and yields it piece by piece: (place, logits (C, z, y, x)), each voxel once.
+
+    Logits are sums over windows, weighted; with `divide` their weighted mean. A piece is gone when the next one is
+    asked for. The volume is at least as large as a window.
+    """
+    sides_zyx = (volume_CZYX.shape[1], volume_CZYX.shape[2], volume_CZYX.shape[3])
+    weights_ZYX = gaussian_weights(tiling.window_zyx).to(device)
+    one_CZYX = torch.ones(1, *tiling.window_zyx, device=device)
+
+    def call(corners: Sequence[Zyx]) -> Tensor:
+        windows_BCZYX = _windows(volume_CZYX, corners, tiling.window_zyx, device, quantum)
+        with precision:
+            return _call(network, windows_BCZYX)
+
+    # The first window tells how many classes there are. It is always the first, whatever the bands.
+    known = [call([(0, 0, 0)])]
+    classes = known[0].shape[1]
+    batch = min(tiling.batch, max(2, LOGITS_BYTES // (4 * known[0].numel())))
+    for band in bands(sides_zyx, tiling, classes):
+        depth, axis = tiling.window_zyx[band.axis], band.axis
+        ring = _Ring(classes, band, depth, device)
+        rings = (ring, _Ring(1, band, depth, device)) if divide else (ring,)
+        corners = _corners(sides_zyx, band, tiling)
+        reached, done = 0, 0
+        while done < len(corners):
+            # Windows of several slices may be computed together; they are added when their turn comes.
+            some = corners[done : done + (1 if known else batch)]
+            logits_BCZYX = known.pop() if known else call(some)
+            for lo, logits_CZYX in zip(some, logits_BCZYX, strict=True):
+                if lo[axis] > reached:
+                    yield from _divided(rings, reached, lo[axis])
+                    reached = lo[axis]
+                ring.add(lo, logits_CZYX, weights_ZYX)
+                if divide:
+                    rings[1].add(lo, one_CZYX, weights_ZYX)
+            del logits_CZYX, logits_BCZYX  # or they would lie beside the next ones
+            done += len(some)
+        yield from _divided(rings, reached, sides_zyx[axis])
+
+
+def _divided(rings: tuple[_Ring, ...], start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
+    """Yields finished slices, divided by the weights that the second ring summed, if there is one."""
+    for pieces in zip(*[ring.finish(start, stop) for ring in rings], strict=True):
+        place, sums_CZYX = pieces[0]
+        yield place, sums_CZYX / pieces[1][1] if len(pieces) > 1 else sums_CZYX
+
+
+def _corners(sides_zyx: Zyx, band: Band, tiling: Tiling) -> list[Zyx]:
+    """Lists the lower corners of the windows that reach into a band, in order along the band's axis."""
+    found = []
+    for side, window, first, last in zip(sides_zyx, tiling.window_zyx, band.lo_zyx, band.hi_zyx, strict=True):
+        starts = window_starts(side, window, tiling.overlap)
+        found.append([start for start in starts if start < last and start + window > first])
+    return sorted(product(*found), key=lambda corner: (corner[band.axis], corner))  # type: ignore[arg-type]
+
+
+def _windows(
+    volume_CZYX: Tensor, corners: Sequence[Zyx], window_zyx: Zyx, device: torch.device, quantum: float
+) -> Tensor:
+    """Cuts windows out, as float32 intensities on the device."""
+    dz, dy, dx = window_zyx
+    cut = [volume_CZYX[:, z : z + dz, y : y + dy, x : x + dx] for z, y, x in corners]
+    return torch.stack(cut).to(device).float() * quantum
+
+
 def segment_volume(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     volume: np.ndarray,
     quantum: float,
     window_zyx: Zyx,
     overlap: float = 0.5,
     device: torch.device | None = None,
     precision: AbstractContextManager[object] | None = None,
-    batch: int = 4,
+    most_bytes: int = MOST_BYTES,
 ) -> np.ndarray:
     """Segments one volume.
 
@@ -145,7 +283,7 @@ def segment_volume(
         overlap: share of a window that the next one covers, in [0, 1).
         device: where windows and sums live; the CPU by default.
         precision: autocast context of the network; float32 by default. Sums are float32 always.
-        batch: windows per call of the network.
+        most_bytes: what the sums of logits may take; the labels do not depend on it.
 
     Returns:
         (Z, Y, X) uint8 class numbers.
@@ -153,28 +291,10 @@ def segment_volume(
     Raises:
         Refusal: the network's output is not finite.
     """
-    device = device or torch.device("cpu")
-    given = torch.from_numpy(np.ascontiguousarray(volume))
-    volume_CZYX, inside = _padded(given if given.ndim == 4 else given[None], window_zyx)
-    sides = tuple(volume_CZYX.shape[1:])
-    starts_z, starts_y, starts_x = (
-        window_starts(side, window, overlap) for side, window in zip(sides, window_zyx, strict=True)
-    )
-    dz, dy, dx = window_zyx
-    weights = gaussian_weights(window_zyx).to(device)
-    labels = torch.empty(sides, dtype=torch.uint8)
-    ring = None
-    with precision or nullcontext():
-        for z, stop in zip(starts_z, [*starts_z[1:], sides[0]], strict=True):
-            corners = [(z, y, x) for y in starts_y for x in starts_x]
-            for first in range(0, len(corners), batch):
-                some = corners[first : first + batch]
-                windows = [volume_CZYX[:, z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
-                logits_BCZYX = _call(network, torch.stack(windows).to(device).float() * quantum)
-                if ring is None:
-                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (sides[1], sides[2]), device)
-                for lo, logits in zip(some, logits_BCZYX, strict=True):
-                    ring.add(lo, logits, weights)
-                del logits, logits_BCZYX  # or they would lie beside the next ones
-            labels[z:stop] = cast(_Ring, ring).finish(z, stop)
+    tiling = Tiling(window_zyx, overlap, most_bytes=most_bytes)
+    volume_CZYX, inside = pad(volume, window_zyx)
+    labels = torch.empty(tuple(volume_CZYX.shape[1:]), dtype=torch.uint8)
+    where = device or torch.device("cpu")
+    for place, logits_CZYX in finished(network, volume_CZYX, quantum, tiling, where, precision or nullcontext()):
+        labels[place] = argmax(logits_CZYX)
     return labels[inside].numpy().copy()

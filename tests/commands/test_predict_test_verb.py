@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from voxprior.commands import finetune, predict
+from voxprior.commands import finetune, predict_test
 from voxprior.errors import Refusal
 
 
@@ -21,7 +21,7 @@ def model(tiny_study, tmp_path_factory):
 
 def run(study, model, output, *external):
     card = study.card("predict")
-    predict.run(card, model, [study.index, *external], study.splits, output, 1, "cpu")
+    predict_test.run(card, model, [study.index, *external], study.splits, output, 1, "cpu")
     return json.loads(output.read_text())
 
 
@@ -114,8 +114,8 @@ def test_what_is_no_model_of_ours_is_refused(tiny_study, model, tmp_path):
 def test_prediction_never_imports_monai(tiny_study, model, tmp_path):
     card = tiny_study.card("predict")
     code = (
-        "import sys; from pathlib import Path; from voxprior.commands import predict;"
-        f"predict.run(Path({str(card)!r}), Path({str(model)!r}), [Path({str(tiny_study.index)!r})],"
+        "import sys; from pathlib import Path; from voxprior.commands import predict_test;"
+        f"predict_test.run(Path({str(card)!r}), Path({str(model)!r}), [Path({str(tiny_study.index)!r})],"
         f"Path({str(tiny_study.splits)!r}), Path({str(tmp_path / 'p.json')!r}), 1, 'cpu');"
         "print(sorted({'monai', 'mlflow', 'pandas'} & set(sys.modules)))"
     )

@@ -1,4 +1,4 @@
-"""`voxprior predict`: segments the fold's test cases, and all labelled cases of external datasets."""
+"""`voxprior predict-test`: segments the fold's test cases, and all labelled cases of external datasets."""
 
 import json
 import time
