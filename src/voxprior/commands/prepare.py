@@ -13,8 +13,6 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         output: `…/index.json`.
         workers: processes.
     """
-    from dataclasses import replace
-
     from voxprior.cards import card_hash, read_card
     from voxprior.data import cache, prepare
     from voxprior.engine.journal import progress
@@ -31,12 +29,7 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         if one.low >= one.high:
             raise Refusal(f"{card}: intensity low {one.low:g} is not below high {one.high:g}: correct the study")
     key = card_hash(content)
-    classes = tuple(tuple(values) for values in content.classes)
-    recipe = prepare.Recipe(key, content.prepare.spacing_zyx_mm, scaling.kind, scaling.low, scaling.high, classes)
-    own = {
-        content.channels.index(name): (one.kind, one.low, one.high) for name, one in content.prepare.channels.items()
-    }
-    recipe = replace(recipe, channels=len(content.channels), own=own)
+    recipe = prepare.recipe_of(key, content.prepare, content.classes, content.channels)
     made = prepare.prepare_all(rows, output.parent, recipe, workers)
     index = {
         "format": cache.FORMAT,

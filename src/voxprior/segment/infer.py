@@ -218,7 +218,7 @@ def finished(
     for band in bands(sides_zyx, tiling, classes):
         depth, axis = tiling.window_zyx[band.axis], band.axis
         ring = _Ring(classes, band, depth, device)
-        rings = (ring, _Ring(1, band, depth, device)) if divide else (ring,)
+        rings: tuple[_Ring, ...] = (ring, _Ring(1, band, depth, device)) if divide else (ring,)
         corners = _corners(sides_zyx, band, tiling)
         reached, done = 0, 0
         while done < len(corners):
@@ -250,7 +250,7 @@ def _corners(sides_zyx: Zyx, band: Band, tiling: Tiling) -> list[Zyx]:
     for side, window, first, last in zip(sides_zyx, tiling.window_zyx, band.lo_zyx, band.hi_zyx, strict=True):
         starts = window_starts(side, window, tiling.overlap)
         found.append([start for start in starts if start < last and start + window > first])
-    return sorted(product(*found), key=lambda corner: (corner[band.axis], corner))  # type: ignore[arg-type]
+    return sorted(product(found[0], found[1], found[2]), key=lambda corner: (corner[band.axis], corner))
 
 
 def _windows(
