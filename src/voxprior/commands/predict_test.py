@@ -19,6 +19,7 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
             finite.
     """
     from voxprior import cards
+    from voxprior.commands import trained
     from voxprior.data.files import sha256_of
     from voxprior.engine import device as devices
     from voxprior.engine.journal import progress
@@ -26,9 +27,9 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
 
     card: cards.PredictCard = cards.read_card("predict", card_path)
     where = devices.pick(device, threads)
-    network, trained = _load(model)
-    network = network.to(where).eval()
-    made_by = {"model_sha256": sha256_of(model), "card_hash": cards.card_hash(card)}
+    loaded = trained.load(model)
+    network = loaded.network.to(where)
+    made_by = {"model_sha256": loaded.sha256, "card_hash": cards.card_hash(card)}
     todo = list(_cases(index, splits, card.fold))
     done = []
     for path, dataset, entry in progress(todo, len(todo), "predict"):
@@ -38,7 +39,7 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
         told = _finished(note, file, made_from)
         if told is None:
             told = {"dataset": dataset, "case": entry["case"], "file": str(file)}
-            told |= _segment(path, entry, file, (network, trained, card.predict.overlap, where))
+            told |= _segment(path, entry, file, (network, loaded.card, card.predict.overlap, where))
             write_json(note, {"made_from": made_from, "file_sha256": sha256_of(file), "told": told})
         done.append(told)
     write_json(output, {"format": 1, **made_by, "cases": done})
@@ -60,26 +61,6 @@ def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path,
             if case not in entries:
                 raise Refusal(f"{path} has no test case '{case}': run 'prepare' and 'split' again")
             yield path, content["dataset"], entries[case]
-
-
-def _load(path: Path) -> tuple[Any, Any]:
-    """Builds the network that the file describes and fills it: (network, the fine-tuning card it was trained by)."""
-    from voxprior import cards
-    from voxprior.configuration import validated
-    from voxprior.nets.backbones import Backbone
-    from voxprior.nets.weights import read_weights
-
-    state, about = read_weights(path, "run the fine-tuning again")
-    if "card" not in about:
-        raise Refusal(f"{path} does not say which card it was trained by: run the fine-tuning again")
-    card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", "run the fine-tuning again")
-    backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
-    network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError:
-        raise Refusal(f"{path} does not fit the network its card describes: run the fine-tuning again") from None
-    return network, card
 
 
 def _finished(note: Path, file: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -105,17 +86,17 @@ def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any,
     from voxprior.engine.device import autocast
     from voxprior.segment.infer import segment_volume
 
-    network, trained, overlap, where = how
+    network, learned, overlap, where = how
     began = time.monotonic()
     case = cache.open_case(path, entry["case"])
-    if case.channels != trained.channels:
-        raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {trained.channels}: leave it out")
+    if case.channels != learned.channels:
+        raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {learned.channels}: leave it out")
     voxels_CZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
     labels_ZYX = segment_volume(
-        network, voxels_CZYX, case.quantum, trained.crop_vox, overlap, where, autocast(where, trained.precision)
+        network, voxels_CZYX, case.quantum, learned.crop_vox, overlap, where, autocast(where, learned.precision)
     )
     image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
     volume.write_image(image, file)
-    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(trained.classes) + 1)[1:]
+    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)[1:]
     voxel_ml = math.prod(entry["raw"]["spacing_xyz_mm"]) / 1000.0
     return {"seconds": time.monotonic() - began, "volume_ml": [float(count * voxel_ml) for count in counts]}

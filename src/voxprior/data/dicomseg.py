@@ -84,9 +84,7 @@ def _segment(number: int, name: str, version: str) -> Any:
     from pydicom.sr.codedict import codes
 
     of = anatomy.coded(name)
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=MAKER, family=codes.DCM.ArtificialIntelligence, version=version
-    )
+    algorithm = hd.AlgorithmIdentificationSequence(name=MAKER, family=codes.DCM.ArtificialIntelligence, version=version)
     segment = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:64],

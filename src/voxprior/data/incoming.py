@@ -1,5 +1,4 @@
-"""Scans that somebody wants segmented: a file, a folder of files, a folder of DICOM series. Nothing else is known of them.
-"""
+"""Scans that somebody wants segmented: a file, a folder of files, a folder of DICOM series."""
 
 import re
 from collections import Counter
@@ -98,7 +97,9 @@ def _volumes(files: Sequence[str], root: Path, count: int) -> list[Scan]:
         plain = len(numbered) == len(names) and {hit[2] for hit in numbered.values()} == {"0000"}
         return [Scan(numbered[file][1] if plain else name, (root / file,)) for file, name in names.items()]
     alone = [Scan(name, (root / file,)) for file, name in names.items() if file not in numbered]
-    joined = join_channels([(hit[1], hit[2], file) for file, hit in numbered.items()], [f"{n:04d}" for n in range(count)])
+    joined = join_channels(
+        [(hit[1], hit[2], file) for file, hit in numbered.items()], [f"{n:04d}" for n in range(count)]
+    )
     return alone + [
         Scan(entry.case, tuple(root / file for file in entry.channels or (entry.image,)), defect=entry.defect)
         for entry in joined

@@ -291,10 +291,41 @@ def segment_volume(
     Raises:
         Refusal: the network's output is not finite.
     """
-    tiling = Tiling(window_zyx, overlap, most_bytes=most_bytes)
-    volume_CZYX, inside = pad(volume, window_zyx)
+    tiling, where = Tiling(window_zyx, overlap, most_bytes=most_bytes), device or torch.device("cpu")
+    return segment_with(network, volume, quantum, tiling, where, None, precision)
+
+
+def segment_with(
+    network: Network,
+    volume: np.ndarray,
+    quantum: float,
+    tiling: Tiling,
+    device: torch.device,
+    keep: Callable[[Place, np.ndarray], None] | None = None,
+    precision: AbstractContextManager[object] | None = None,
+) -> np.ndarray:
+    """Segments one volume as `segment_volume` does, and hands the probabilities (C, z, y, x) of each box to `keep`.
+
+    They are the softmax of the weighted mean of logits; each voxel comes once.
+    """
+    volume_CZYX, inside = pad(volume, tiling.window_zyx)
     labels = torch.empty(tuple(volume_CZYX.shape[1:]), dtype=torch.uint8)
-    where = device or torch.device("cpu")
-    for place, logits_CZYX in finished(network, volume_CZYX, quantum, tiling, where, precision or nullcontext()):
+    pieces = finished(network, volume_CZYX, quantum, tiling, device, precision or nullcontext(), keep is not None)
+    for place, logits_CZYX in pieces:
         labels[place] = argmax(logits_CZYX)
+        if keep is not None:
+            _hand_over(keep, place, logits_CZYX, inside)
     return labels[inside].numpy().copy()
+
+
+def _hand_over(keep: Callable[[Place, np.ndarray], None], place: Place, logits_CZYX: Tensor, inside: Place) -> None:
+    """Hands on the probabilities of what of a box lies in the volume and not in its padding."""
+    there, cut = [], []
+    for part, real in zip(place, inside, strict=True):
+        start, stop = max(part.start, real.start), min(part.stop, real.stop)
+        if start >= stop:
+            return
+        there.append(slice(start - real.start, stop - real.start))
+        cut.append(slice(start - part.start, stop - part.start))
+    shares_CZYX = torch.softmax(logits_CZYX[(slice(None), *cut)], dim=0)
+    keep((there[0], there[1], there[2]), shares_CZYX.cpu().numpy())
