@@ -122,11 +122,18 @@ def relabel(
 
 
 @app.command()
-def prepare(card: Card, cases: In, output: Output, workers: Threads = 1) -> None:
+def prepare(
+    card: Card,
+    cases: In,
+    output: Output,
+    workers: Threads = 1,
+    config: Annotated[Path | None, typer.Option(help="the study, for the dataset's licence", callback=_there)] = None,
+    fingerprint: Annotated[Path | None, typer.Option(help="what the scans are like", callback=_there)] = None,
+) -> None:
     """Orient, resample, scale and cache every case."""
     from voxprior.commands import prepare as verb
 
-    verb.run(card, cases, output, workers)
+    verb.run(card, cases, output, workers, config, fingerprint)
 
 
 @app.command()
