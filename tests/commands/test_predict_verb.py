@@ -119,7 +119,7 @@ def test_voxels_are_those_of_the_cache_and_labels_lie_where_they_belong(study, t
     def right(network, voxels_CZYX, quantum, tiling, *rest):
         for name in study.names:
             case = cache.open_case(study.index, name)
-            if np.array_equal(case.read((0, 0, 0), case.shape_zyx), voxels_CZYX):
+            if np.array_equal(case.read((0, 0, 0), case.shape_zyx)[0], voxels_CZYX):
                 assert quantum == case.quantum
                 assert tiling.window_zyx == (16, 16, 16)
                 seen.append(name)

@@ -57,6 +57,8 @@ def write(ids: sitk.Image, classes: Sequence[str], slices: Sequence[Path], versi
             source.setdefault(name, "")  # type 2: must be there, may be empty
         for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
             source.setdefault(name, "")
+        if not source.get("SliceThickness"):
+            source.SliceThickness = ids.GetSpacing()[2]
     seg = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=np.ascontiguousarray(sitk.GetArrayViewFromImage(ids)),
