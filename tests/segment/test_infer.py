@@ -163,6 +163,14 @@ def test_each_voxel_comes_once_and_divided_sums_are_means():
     assert (seen == 1).all()
 
 
+def test_the_largest_of_a_part_of_an_array_the_first_of_equals():
+    logits = torch.randint(0, 4, (9, 12, 11, 10), generator=torch.Generator().manual_seed(0)).float()
+    for part in (logits, logits[:, 3:7], logits[:, :, 2:9], logits[2:, :, :, 1:6], logits[:1]):
+        assert np.array_equal(infer.argmax(part), part.numpy().argmax(0))
+    logits[4] = -torch.inf  # a class that is ruled out is no error
+    assert np.array_equal(infer.argmax(logits), logits.numpy().argmax(0))
+
+
 def test_inference_does_not_import_monai():
     code = "import sys, voxprior.segment.infer; print('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -64,27 +64,25 @@ def gaussian_weights(window_zyx: Zyx, sigma_share: float = 0.125) -> Tensor:
 
 
 def argmax(logits_CZYX: Tensor) -> Tensor:
-    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8.
+    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8, on the CPU.
 
-    torch's argmax strides over the class axis on the CPU; comparing class by class, a slice at a time, reads memory in
-    order and stays in the cache.
+    Args:
+        logits_CZYX: float32; on the CPU with a last axis that lies in memory in order.
 
     Raises:
         Refusal: a value is not finite.
     """
     if logits_CZYX.is_cuda:
         best, label = logits_CZYX.max(dim=0)
-        label = label.to(torch.uint8)
+        label, finite = label.to(torch.uint8).cpu(), bool(torch.isfinite(best).all())
     else:
-        best, label = logits_CZYX[0].clone(), torch.zeros(logits_CZYX.shape[1:], dtype=torch.uint8)
-        better_YX = torch.empty(label.shape[1:], dtype=torch.bool)
-        for best_YX, label_YX, logits_CYX in zip(best, label, logits_CZYX.unbind(1), strict=True):
-            for number, logits_YX in enumerate(logits_CYX[1:], start=1):
-                torch.gt(logits_YX, best_YX, out=better_YX)
-                # Numbers rise, so the larger one is the newer one; a masked fill does the same many times slower.
-                torch.maximum(label_YX, better_YX.view(torch.uint8).mul_(number), out=label_YX)
-                torch.maximum(best_YX, logits_YX, out=best_YX)
-    if not bool(torch.isfinite(best.sum(dtype=torch.float64))):
+        from voxprior.maths import tiles
+
+        label = torch.empty(logits_CZYX.shape[1:], dtype=torch.uint8)
+        memory = logits_CZYX.as_strided((logits_CZYX.untyped_storage().nbytes() // 4,), (1,), 0).numpy()
+        where, shape = int(logits_CZYX.storage_offset()), np.array(logits_CZYX.shape)
+        finite = tiles.pick_labels(memory, where, np.array(logits_CZYX.stride()), shape, label.numpy())
+    if not finite:
         raise Refusal("the network's output is not finite: train the model again with a lower learning rate")
     return label
 
