@@ -163,6 +163,23 @@ def test_each_voxel_comes_once_and_divided_sums_are_means():
     assert (seen == 1).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_windows_are_added_by_torch_as_by_the_compiled_loop(axis):
+    """Across the place where the ring closes, and over each edge of the band; torch's way is the one on a GPU."""
+    lo, hi = ((0, 5, 3), (40, 17, 21)) if axis == 0 else ((5, 0, 3), (17, 40, 21))
+    rings = [infer._Ring(3, infer.Band(axis, lo, hi), 8, torch.device("cpu")) for _ in range(2)]
+    rings[1].compiled = False
+    weights = infer.gaussian_weights((8, 8, 8))
+    for number, along in enumerate((0, 4, 8, 13)):
+        for beside in (2, 7, 13):
+            z, y = (along, beside) if axis == 0 else (beside, along)
+            logits = torch.randn(3, 3, 8, 8, 8, generator=torch.Generator().manual_seed(number))
+            for ring in rings:
+                ring.add([(z, y, 0), (z, y, 6), (z, y, 17)], logits, weights)
+    assert rings[0].sums_CZYX.abs().sum() > 0
+    torch.testing.assert_close(rings[0].sums_CZYX, rings[1].sums_CZYX)
+
+
 def test_the_largest_of_a_part_of_an_array_the_first_of_equals():
     logits = torch.randint(0, 4, (9, 12, 11, 10), generator=torch.Generator().manual_seed(0)).float()
     for part in (logits, logits[:, 3:7], logits[:, :, 2:9], logits[2:, :, :, 1:6], logits[:1]):

@@ -1,14 +1,39 @@
-"""The class of each voxel from summed logits, on the CPU, compiled by numba (see `kernels`).
+"""Loops of sliding-window inference for the CPU, compiled by numba (see `kernels`): add windows' logits, pick labels.
 
-In torch the largest of many classes takes a pass over memory and two temporary arrays per class, or strides over the
-class axis; here it is one pass in order.
+torch adds a window to a part of a larger array row by row, with a call for each row and a pass over the sums for each
+window; here windows that lie side by side are added row by row while the row is at hand. The largest of many classes
+takes torch a pass and two temporary arrays per class; here it is one pass in order.
 
-Axes: C classes, Z Y X voxels.
+Axes: B windows, C classes, Z Y X voxels.
 """
 
 import numpy as np
 
 from voxprior.maths.kernels import compiled
+
+
+@compiled("void(f4[:, :, :, ::1], f4[:, :, :, :, ::1], f4[:, :, ::1], i8[::1], i8[::1], i8[:, ::1])")
+def add_weighted(sums_CZYX, logits_BCZYX, weights_ZYX, place_z, place_y, place_x):  # type: ignore[no-untyped-def]
+    """Adds logits times weights of windows that differ in their place along X alone, in place.
+
+    Args:
+        sums_CZYX: what is added to.
+        logits_BCZYX, weights_ZYX: the windows.
+        place_z, place_y: (window's side,) where each of its slices and rows lies in the sums; below 0: nowhere.
+        place_x: (B, 3) per window: first voxel in the sums, first voxel in the window, voxels.
+    """
+    for c in range(sums_CZYX.shape[0]):
+        for z in range(len(place_z)):
+            for y in range(len(place_y)):
+                if place_z[z] < 0 or place_y[y] < 0:
+                    continue
+                row_X, weights_X = sums_CZYX[c, place_z[z], place_y[y]], weights_ZYX[z, y]
+                for b in range(len(place_x)):
+                    to, of, count = place_x[b, 0], place_x[b, 1], place_x[b, 2]
+                    sums_X = row_X[to : to + count]
+                    logits_X, by_X = logits_BCZYX[b, c, z, y, of : of + count], weights_X[of : of + count]
+                    for x in range(count):
+                        sums_X[x] += logits_X[x] * by_X[x]
 
 
 @compiled("b1(f4[::1], i8, i8[::1], i8[::1], u1[:, :, ::1])")

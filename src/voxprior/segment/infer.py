@@ -3,7 +3,7 @@
 Logits of overlapping windows are added with Gaussian weights, as MONAI's `sliding_window_inference` does on the same
 window grid. But logits of the whole volume never exist: windows come in order along one axis, and as soon as no later
 window reaches a slice, its labels are taken and its place in a ring of as many slices as a window has is used again.
-The ring rolls along the axis for which it is smallest. Where it would still be larger than `Tiling.most_bytes`, as with
+The ring rolls along Z, or Y where it is smaller there. Where it would still be larger than `Tiling.most_bytes`, as with
 a hundred classes on a large scan, the volume is cut into bands across that axis, and the windows that reach into two
 bands are computed for both; the sums, and so the labels, are the same. For labels the weights need not be divided out:
 they are the same for every class.
@@ -14,7 +14,7 @@ Axes: C classes (0 is background), of volumes and windows channels; Z Y X voxels
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ Place = tuple[slice, slice, slice]
 Network = Callable[[Tensor], Tensor]
 LOGITS_BYTES = 512 << 20  # of the windows of one call; there are never fewer than two
 MOST_BYTES = 4 << 30  # of the sums of logits
+OUTSIDE = -2  # place of what lies in no band: neither a place nor one below the first
 
 
 class Tiling(NamedTuple):
@@ -94,41 +95,51 @@ class _Ring:
         self.band, self.depth = band, depth
         sides = [stop - start for start, stop in zip(band.lo_zyx, band.hi_zyx, strict=True)]
         sides[band.axis] = depth
+        self.compiled = device.type == "cpu"
         self.sums_CZYX = torch.zeros(channels, *sides, device=device)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Splits slices start..stop where the ring closes: (where in the ring, where from `start`)."""
-        done = 0
-        while done < stop - start:
-            at = (start + done) % self.depth
-            length = min(stop - start - done, self.depth - at)
-            yield slice(at, at + length), slice(done, done + length)
-            done += length
+    def add(self, corners: Sequence[Zyx], logits_BCZYX: Tensor, weights_ZYX: Tensor) -> None:
+        """Adds what of some windows' weighted logits lies in the band; their corners differ along X alone."""
+        sides, lo_zyx, hi_zyx = weights_ZYX.shape, self.band.lo_zyx, self.band.hi_zyx
+        places = []
+        for axis in (0, 1):
+            place = corners[0][axis] + np.arange(sides[axis])
+            outside = (place < lo_zyx[axis]) | (place >= hi_zyx[axis])
+            place = place % self.depth if axis == self.band.axis else place - lo_zyx[axis]
+            places.append(np.where(outside, OUTSIDE, place))
+        spans = [(max(x, lo_zyx[2]), min(x + sides[2], hi_zyx[2]), x) for _, _, x in corners]
+        place_x = np.array([(start - lo_zyx[2], start - x, stop - start) for start, stop, x in spans])
+        if self.compiled:
+            from voxprior.maths import tiles
 
-    def add(self, lo_zyx: Zyx, logits_CZYX: Tensor, weights_ZYX: Tensor) -> None:
-        """Adds what of one window's weighted logits lies in the band."""
-        place, cut, axis = [], [], self.band.axis
-        for lo, side, first, last in zip(lo_zyx, weights_ZYX.shape, self.band.lo_zyx, self.band.hi_zyx, strict=True):
-            start, stop = max(lo, first), min(lo + side, last)
-            place.append(slice(start - first, stop - first))
-            cut.append(slice(start - lo, stop - lo))
-        for ring, window in self._pieces(lo_zyx[axis], lo_zyx[axis] + weights_ZYX.shape[axis]):
-            place[axis], cut[axis] = ring, window
-            logits_czyx = logits_CZYX[(slice(None), *cut)]
-            self.sums_CZYX[(slice(None), *place)].addcmul_(logits_czyx.float(), weights_ZYX[tuple(cut)])
+            logits = logits_BCZYX.float().contiguous().numpy()
+            tiles.add_weighted(self.sums_CZYX.numpy(), logits, weights_ZYX.numpy(), *places, place_x)
+            return
+        for (ring_z, cut_z), (ring_y, cut_y) in product(*map(_runs, places)):
+            for logits_CZYX, (to, of, count) in zip(logits_BCZYX, place_x.tolist(), strict=True):
+                part_CZYX = logits_CZYX[:, cut_z, cut_y, of : of + count].float()
+                sums_CZYX = self.sums_CZYX[:, ring_z, ring_y, to : to + count]
+                sums_CZYX.addcmul_(part_CZYX, weights_ZYX[cut_z, cut_y, of : of + count])
 
     def finish(self, start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
         """Yields slices that no later window reaches, (place in the volume, sums), and clears them afterwards."""
         place = [slice(first, last) for first, last in zip(self.band.lo_zyx, self.band.hi_zyx, strict=True)]
-        for ring, piece in self._pieces(start, stop):
+        for ring, piece in _runs(np.arange(start, stop) % self.depth):
             place[self.band.axis] = slice(start + piece.start, start + piece.stop)
             sums_CZYX = self.sums_CZYX.narrow(self.band.axis + 1, ring.start, ring.stop - ring.start)
             yield (place[0], place[1], place[2]), sums_CZYX
             sums_CZYX.zero_()
 
 
+def _runs(places: np.ndarray) -> list[tuple[slice, slice]]:
+    """Splits places that rise by one, but for where the ring closes, into runs: (places, where among them)."""
+    breaks = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    runs = [(int(places[start]), start, stop) for start, stop in pairwise(breaks) if places[start] >= 0]
+    return [(slice(at, at + stop - start), slice(start, stop)) for at, start, stop in runs]
+
+
 class Band(NamedTuple):
-    """A box that is segmented from end to end along `axis`."""
+    """A box that is segmented from end to end along `axis`, Z or Y."""
 
     axis: int
     lo_zyx: Zyx
@@ -136,14 +147,13 @@ class Band(NamedTuple):
 
 
 def bands(sides_zyx: Zyx, tiling: Tiling, channels: int) -> list[Band]:
-    """Cuts a volume into as few bands as `most_bytes` allows: rings roll along the axis that makes them smallest.
+    """Cuts a volume into bands as large as `most_bytes` allows: rings roll along Z, or Y where that saves a quarter.
 
-    Z is kept where another axis would save less than a quarter: memory is read in order then. Cuts lie where a window
-    starts, so that few windows reach over them.
+    Never along X: rows are added as they lie in memory. Cuts lie where a window starts, so that few windows reach over
+    them.
     """
     shares = [min(window / side, 1.0) for window, side in zip(tiling.window_zyx, sides_zyx, strict=True)]
-    best = shares.index(min(shares))
-    axis = best if shares[best] < 0.75 * shares[0] else 0
+    axis = 1 if shares[1] < 0.75 * shares[0] else 0
     across = min((shares[n], n) for n in range(3) if n != axis)[1]
     starts = window_starts(sides_zyx[across], tiling.window_zyx[across], tiling.overlap)
     need = 4 * channels * math.prod(sides_zyx) * tiling.window_zyx[axis] / sides_zyx[axis]
@@ -202,7 +212,7 @@ def finished(
     """
     sides_zyx = (volume_CZYX.shape[1], volume_CZYX.shape[2], volume_CZYX.shape[3])
     weights_ZYX = gaussian_weights(tiling.window_zyx).to(device)
-    one_CZYX = torch.ones(1, *tiling.window_zyx, device=device)
+    one_BCZYX = torch.ones(tiling.batch if divide else 0, 1, *tiling.window_zyx, device=device)
 
     def call(corners: Sequence[Zyx]) -> Tensor:
         windows_BCZYX = _windows(volume_CZYX, corners, tiling.window_zyx, device, quantum)
@@ -223,14 +233,16 @@ def finished(
             # Windows of several slices may be computed together; they are added when their turn comes.
             some = corners[done : done + (1 if known else batch)]
             logits_BCZYX = known.pop() if known else call(some)
-            for lo, logits_CZYX in zip(some, logits_BCZYX, strict=True):
-                if lo[axis] > reached:
-                    yield from _divided(rings, reached, lo[axis])
-                    reached = lo[axis]
-                ring.add(lo, logits_CZYX, weights_ZYX)
+            for (z, y), places in groupby(range(len(some)), key=lambda n, some=some: some[n][:2]):  # type: ignore[misc]
+                row = list(places)
+                if (z, y)[axis] > reached:
+                    yield from _divided(rings, reached, (z, y)[axis])
+                    reached = (z, y)[axis]
+                corners_B, here = [some[n] for n in row], slice(row[0], row[-1] + 1)
+                ring.add(corners_B, logits_BCZYX[here], weights_ZYX)
                 if divide:
-                    rings[1].add(lo, one_CZYX, weights_ZYX)
-            del logits_CZYX, logits_BCZYX  # or they would lie beside the next ones
+                    rings[1].add(corners_B, one_BCZYX[: len(row)], weights_ZYX)
+            del logits_BCZYX  # or they would lie beside the next ones
             done += len(some)
         yield from _divided(rings, reached, sides_zyx[axis])
 
