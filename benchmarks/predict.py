@@ -1,7 +1,7 @@
 """Sliding-window prediction on one CPU thread, ours beside MONAI's, in one run: `python benchmarks/predict.py`.
 
-- `overhead`: processor time beside the network, which is replaced by a copy of the same logits. Both call it on the same
-  windows, round after round; the ratio is taken within a round, and the median over the rounds is quoted.
+- `overhead`: processor time beside the network, which is replaced by a copy of the same logits. Both call it on the
+  same windows, round after round; the ratio is taken within a round, and the median over the rounds is quoted.
 - `peak`: memory beyond what was taken before the call, each in a process of its own, at few and at many classes.
 - `large`: 117 classes on 512 x 512 x 700, from the file of the scan to the file of the labels, in a process of its own.
 - `whole`: one case of 300 x 300 x 200 from file to file by a real network: the share of processor time outside it.
@@ -42,6 +42,7 @@ class Free:
         self.seconds = 0.0
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Gives the logits of some windows."""
         began = time.process_time()
         out = self.buffer[: len(windows)]
         out.copy_(self.logits.expand_as(out))
