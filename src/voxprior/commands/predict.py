@@ -131,7 +131,7 @@ class _Worker:
 
         def watched(image: str) -> Iterator[Any]:
             for channel in channels.read_channels(image, self.recipe.channels):
-                looked.append(fingerprint.measure(channel, None, {}, familiar.SAMPLES)["all"])
+                looked.append(fingerprint.sample(channel, None, {}, familiar.SAMPLES)["all"])
                 yield channel
 
         with TemporaryDirectory(prefix=".unfinished-", dir=self.output) as place:
