@@ -1,5 +1,7 @@
 """DICOM SEG: read back by highdicom, it says the same of the same places in the patient."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -114,11 +116,32 @@ def test_codes_of_other_names():
     assert anatomy.coded("a").kind.value != anatomy.coded("b").kind.value
 
 
+def test_most_of_totalsegmentators_classes_have_a_code():
+    import yaml
+
+    dataset = Path(__file__).parents[2] / "config/datasets/totalsegmentator.yaml"
+    found = [anatomy.coded(name) for name in yaml.safe_load(dataset.read_text())["classes"]]
+    assert sum(one.kind.scheme_designator == "SCT" for one in found) == 107  # docs/predict.md says so
+    assert len({(one.kind.value, one.side) for one in found}) > 90
+
+
 def test_slices_that_lack_what_a_seg_refers_to_are_refused(tmp_path):
     files, voxels = write_ct(tmp_path / "ct", leave_out=["FrameOfReferenceUID"])
     with pytest.raises(Refusal, match=r"\.dcm has no FrameOfReferenceUID"):
         dicomseg.write(sitk.GetImageFromArray((voxels > 0).astype(np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
     assert not (tmp_path / "s.dcm").exists()
+
+
+def test_what_else_a_series_lacks_is_refused_in_a_sentence(tmp_path):
+    files, voxels = write_ct(tmp_path / "ct", leave_out=["PixelSpacing"])
+    with pytest.raises(Refusal, match=r"ct cannot be referred to by a DICOM SEG \(.*PixelSpacing.*\): leave out"):
+        dicomseg.write(sitk.GetImageFromArray((voxels > 0).astype(np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
+
+
+def test_a_scan_without_any_class_is_written_too(tmp_path):
+    files, voxels = write_ct(tmp_path / "ct")
+    dicomseg.write(sitk.GetImageFromArray(np.zeros(voxels.shape, np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
+    assert not hd.seg.segread(tmp_path / "s.dcm").get_volume(combine_segments=True).array.any()
 
 
 def test_without_highdicom_it_says_what_to_install(monkeypatch):

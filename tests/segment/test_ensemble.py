@@ -40,7 +40,7 @@ def test_mirroring_is_undone_and_its_mean_does_not_know_left_from_right():
 
 @pytest.mark.parametrize(
     ("classes", "axes"),
-    [(["liver", "spleen"], (2,)), (["liver", "kidney_left"], ()), (["rib_right_3"], ()), (["cleft", "bright"], (2,))],
+    [(["liver", "spleen"], (2,)), (["liver", "kidney_left"], ()), (["Rib_Right_3"], ()), (["cleft", "bright"], (2,))],
 )
 def test_classes_with_sides_are_never_mirrored_over_x(classes, axes):
     assert ensemble.mirrored_axes(classes) == axes

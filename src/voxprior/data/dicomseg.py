@@ -59,22 +59,29 @@ def write(ids: sitk.Image, classes: Sequence[str], slices: Sequence[Path], versi
             source.setdefault(name, "")
         if not source.get("SliceThickness"):
             source.SliceThickness = ids.GetSpacing()[2]
-    seg = hd.seg.Segmentation(
-        source_images=sources,
-        pixel_array=np.ascontiguousarray(sitk.GetArrayViewFromImage(ids)),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(number, name, version) for number, name in enumerate(classes, 1)],
-        series_instance_uid=hd.UID(),
-        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=MAKER,
-        manufacturer_model_name=MAKER,
-        software_versions=version,
-        device_serial_number="0",
-        content_label="SEGMENTATION",
-        content_description="Labels of a voxprior model; research use",
-    )
+    try:
+        seg = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=np.ascontiguousarray(sitk.GetArrayViewFromImage(ids)),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_segment(number, name, version) for number, name in enumerate(classes, 1)],
+            series_instance_uid=hd.UID(),
+            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=MAKER,
+            manufacturer_model_name=MAKER,
+            software_versions=version,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            content_description="Labels of a voxprior model; research use",
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        # Whatever else the series lacks or holds in a form that DICOM does not allow.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refusal(
+            f"{slices[0].parent} cannot be referred to by a DICOM SEG ({reason}): leave out --dicom-seg"
+        ) from None
     seg.SeriesDescription = f"Segmentation by {MAKER}, research use"
     with whole(path) as part:
         seg.save_as(part)

@@ -21,7 +21,7 @@ X = 2
 
 def has_sides(classes: Sequence[str]) -> bool:
     """Tells whether a class exists on a left and a right: mirroring X would give it the other one's name."""
-    return any({"left", "right"} & set(name.split("_")) for name in classes)
+    return any({"left", "right"} & set(name.lower().split("_")) for name in classes)
 
 
 def mirrored_axes(classes: Sequence[str]) -> tuple[int, ...]:
