@@ -169,6 +169,44 @@ def seconds(run: dict[str, float]) -> str:
     return f"{run['wall_s']:.0f} s, {run['cpu_s']:.0f} s CPU"
 
 
+def prediction() -> str:
+    """Sliding windows on a CPU: what `predict_cpu.json` holds of time, memory, the large scan and the whole case."""
+    told = json.loads((RESULTS / "benchmarks" / "predict_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    if one := told.get("overhead"):
+        ratio = f"{one['ratio']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+        rows.append(
+            ["time beside the network", shape(one), f"{ratio} of MONAI's", goal(one["ratio"], told, "overhead")]
+        )
+    for name in ("peak, 14 classes", "peak, 105 classes"):
+        if one := told.get(name):
+            ours, theirs = (one["bytes"][who] / 2**30 for who in ("ours", "MONAI"))
+            ratio = f"{one['ratio']:.2f} of MONAI's ({ours:.2f} and {theirs:.2f} GiB)"
+            rows.append(["memory beyond the scan", shape(one), ratio, goal(one["ratio"], told, name)])
+    if one := told.get("large"):
+        met = "met" if one["within_8_gib"] else "not met"
+        rows.append(
+            ["memory of the whole command", shape(one), f"{one['peak_bytes'] / 2**30:.1f} GiB", f"≤ 8 GiB, {met}"]
+        )
+    if one := told.get("whole"):
+        said = f"{one['outside']:.1%} of the processor time is outside the network ({one['network']})"
+        rows.append(["one case, file to file", shape(one), said, goal(one["outside"], told, "outside the network")])
+    head = ["what", "voxels, classes", "measured", "goal"]
+    where = f"{told['device']}, {told['threads']} thread, torch {told['torch']}, {told['date']}"
+    return f"{table(head, rows)}\n\n{where}."
+
+
+def shape(told: dict[str, Any]) -> str:
+    """Writes the size of a scan and the number of classes."""
+    return f"{' x '.join(map(str, told['shape_zyx']))}, {told['classes']}"
+
+
+def goal(value: float, told: dict[str, Any], name: str) -> str:
+    """Writes a goal and whether it is met."""
+    most = told["goals"][name]
+    return f"≤ {most:.2f}, {'met' if value <= most else 'not met'}"
+
+
 # ------------------------------------------------------------------------------------------------- results.md
 TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "spark": "SparK", "anatomask": "AnatoMask", "byol": "BYOL", "pgl": "PGL"}
 ORDER = ["scratch", *TITLES]
@@ -228,7 +266,7 @@ def joined(values: set[str]) -> str:
 
 
 PAGES = {
-    "performance.md": {"steps": steps, "gpu": gpu, "data": data, "room": room},
+    "performance.md": {"steps": steps, "gpu": gpu, "data": data, "room": room, "prediction": prediction},
     "results.md": {"dice": dice, "contrasts": contrasts},
 }
 

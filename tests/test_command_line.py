@@ -36,7 +36,7 @@ MUST_EXIST = {"card", "config", "manifest", "cases", "index", "splits", "encoder
 )
 def test_a_missing_input_is_one_sentence(verb, absent, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").write_text("{}")
-    arguments = [verb.__name__]
+    arguments = [verb.__name__.replace("_", "-")]
     for name, parameter in inspect.signature(verb).parameters.items():
         if parameter.default is inspect.Parameter.empty or name == absent:
             arguments += [f"--{name}", str(tmp_path / ("absent" if name == absent else "there"))]

@@ -122,11 +122,18 @@ def relabel(
 
 
 @app.command()
-def prepare(card: Card, cases: In, output: Output, workers: Threads = 1) -> None:
+def prepare(
+    card: Card,
+    cases: In,
+    output: Output,
+    workers: Threads = 1,
+    config: Annotated[Path | None, typer.Option(help="the study, for the dataset's licence", callback=_there)] = None,
+    fingerprint: Annotated[Path | None, typer.Option(help="what the scans are like", callback=_there)] = None,
+) -> None:
     """Orient, resample, scale and cache every case."""
     from voxprior.commands import prepare as verb
 
-    verb.run(card, cases, output, workers)
+    verb.run(card, cases, output, workers, config, fingerprint)
 
 
 @app.command()
@@ -199,6 +206,27 @@ def finetune(
 
 @app.command()
 def predict(
+    model: Annotated[list[Path], typer.Option(help="model.safetensors; several are an ensemble", callback=_there)],
+    input: Annotated[Path, typer.Option(help="a scan, or a folder of scans or DICOM series")],
+    output: Annotated[Path, typer.Option(help="folder for label maps and predictions.csv")],
+    ids: Annotated[str, typer.Option(help="label values: of the training dataset's files, or study")] = "dataset",
+    overlay: Annotated[bool, typer.Option("--overlay", help="a picture of each scan with its labels")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="per class, uint8, 255 is 1")] = False,
+    dicom_seg: Annotated[bool, typer.Option("--dicom-seg", help="of DICOM series; needs voxprior[dicom]")] = False,
+    mirror: Annotated[bool, typer.Option("--mirror", help="mean of each window and its mirror image")] = False,
+    overlap: Annotated[float, typer.Option(min=0, max=0.95, help="share of a window in the next one")] = 0.5,
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Segment new scans in their own grids."""
+    from voxprior.commands import predict as verb
+
+    wanted = verb.Wanted(ids, overlay, probabilities, mirror, dicom_seg, overlap)
+    verb.run(model, input, output, wanted, threads, device)
+
+
+@app.command("predict-test")
+def predict_test(
     card: Card,
     model: In,
     index: Annotated[list[Path], typer.Option(help="the study's index first, then external ones", callback=_there)],
@@ -207,8 +235,8 @@ def predict(
     threads: Threads = 1,
     device: Device = "auto",
 ) -> None:
-    """Segment the test cases in their own grids."""
-    from voxprior.commands import predict as verb
+    """Segment a study's test cases in their own grids (a step of the workflow; for other scans see predict)."""
+    from voxprior.commands import predict_test as verb
 
     verb.run(card, model, index, splits, output, threads, device)
 
@@ -301,13 +329,16 @@ def schema(output: Annotated[Path, typer.Option()] = Path("config/schema.json"))
 
 def main() -> None:
     """Runs the command line; turns refusals into one sentence and an exit code."""
-    from voxprior.errors import EXIT_REFUSED, EXIT_RESUMABLE, Refusal, Resumable
+    from voxprior.errors import EXIT_INCOMPLETE, EXIT_REFUSED, EXIT_RESUMABLE, Incomplete, Refusal, Resumable
 
     try:
         app(standalone_mode=True)
     except Refusal as refusal:
         print(f"voxprior: {refusal}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from None
+    except Incomplete as listed:
+        print(f"voxprior: {listed}", file=sys.stderr)
+        raise SystemExit(EXIT_INCOMPLETE) from None
     except Resumable as stopped:
         print(f"voxprior: {stopped}", file=sys.stderr)
         raise SystemExit(EXIT_RESUMABLE) from None

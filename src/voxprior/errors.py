@@ -1,5 +1,6 @@
 """The one exception that is the user's to mend, and the exit codes of the command line."""
 
+EXIT_INCOMPLETE = 1  # some of many inputs were refused, and are listed; all others are done
 EXIT_REFUSED = 2  # bad input or configuration: the message is one sentence with file, defect, what to do
 EXIT_RESUMABLE = 75  # stopped by a signal, state saved: run the same command again (EX_TEMPFAIL)
 
@@ -13,6 +14,10 @@ class Refusal(ValueError):
         ...
         voxprior.errors.Refusal: scan_3.nii.gz has no voxels: remove it or export it again
     """
+
+
+class Incomplete(Exception):
+    """Says that some of many inputs were refused; what could be done is done."""
 
 
 class Resumable(Exception):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_a_network_that_looks_at_one_voxel_gives_that_voxels_class():
 
     value = volume * 0.001
     expected = np.argmax(np.stack([0.9 - value, value, np.full_like(value, 0.5)]), 0)
-    labels = infer.segment_volume(network, volume, 0.001, (6, 8, 10), batch=3)
+    labels = infer.segment_volume(network, volume, 0.001, (6, 8, 10))
     clear = np.abs(value - 0.5) > 1e-3
     clear &= np.abs(value - 0.4) > 1e-3
     assert labels.dtype == np.uint8
@@ -103,7 +104,7 @@ def test_labels_equal_monais_on_the_same_windows(shape, overlap):
 
 
 def test_windows_are_never_alone_on_the_cpu_and_labels_are_those_of_a_direct_call():
-    """One window in all, and five that leave one over in batches of four."""
+    """One window in all, and five of which the first, which tells the number of classes, comes alone."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv3d(8, 4, 3, padding=1)).eval()
     sizes = []
@@ -123,7 +124,68 @@ def test_windows_are_never_alone_on_the_cpu_and_labels_are_those_of_a_direct_cal
         assert clear.mean() > 0.99
         assert np.array_equal(labels[clear], logits.argmax(0).numpy()[clear])
         assert len(np.unique(labels)) > 1
-    assert sizes == [2, 4, 2]
+    assert sizes == [2, 2, 4]
+
+
+def network_of(classes):
+    """A network of which overlapping windows disagree: its zero padding lies inside the volume."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 5, padding=2), nn.Tanh(), nn.Conv3d(4, classes, 5, padding=2))
+
+
+@pytest.mark.parametrize("shape", [(33, 21, 40), (50, 26, 24), (9, 47, 41)])
+def test_bands_take_the_memory_that_they_may_and_change_no_label(shape, monkeypatch):
+    volume = (np.random.default_rng(1).random(shape) * 1000).astype(np.int16)
+    window, network = (12, 10, 8), network_of(6)
+    whole = infer.segment_volume(network, volume, 0.001, window)
+    sizes, zeros = [], torch.zeros
+    monkeypatch.setattr(infer.torch, "zeros", lambda *s, **k: sizes.append(4 * int(np.prod(s))) or zeros(*s, **k))
+    ring = 4 * 6 * min(np.prod(np.maximum(shape, window)) * w / max(n, w) for n, w in zip(shape, window, strict=True))
+    for share in (2, 3, 5):
+        sizes.clear()
+        banded = infer.segment_volume(network, volume, 0.001, window, most_bytes=int(ring / share))
+        assert np.array_equal(banded, whole)
+        assert len(sizes) > share - 1
+        assert max(sizes) <= ring / share
+
+
+def test_each_voxel_comes_once_and_divided_sums_are_means():
+    """A network that gives the same logits wherever its window lies: their weighted mean is the same again."""
+    volume, _ = infer.pad((np.random.default_rng(2).random((30, 17, 22)) * 1000).astype(np.int16), (8, 8, 8))
+    seen = torch.zeros(30, 17, 22)
+    tiling = infer.Tiling((8, 8, 8), most_bytes=20_000)
+    network = lambda windows: torch.cat([windows, 1 - windows], 1)  # noqa: E731
+    pieces = infer.finished(network, volume, 0.001, tiling, torch.device("cpu"), nullcontext(), divide=True)
+    for place, logits in pieces:
+        seen[place] += 1
+        torch.testing.assert_close(logits[0], volume[0][place].float() * 0.001)
+        torch.testing.assert_close(logits[1], 1 - volume[0][place].float() * 0.001)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_windows_are_added_by_torch_as_by_the_compiled_loop(axis):
+    """Across the place where the ring closes, and over each edge of the band; torch's way is the one on a GPU."""
+    lo, hi = ((0, 5, 3), (40, 17, 21)) if axis == 0 else ((5, 0, 3), (17, 40, 21))
+    rings = [infer._Ring(3, infer.Band(axis, lo, hi), 8, torch.device("cpu")) for _ in range(2)]
+    rings[1].compiled = False
+    weights = infer.gaussian_weights((8, 8, 8))
+    for number, along in enumerate((0, 4, 8, 13)):
+        for beside in (2, 7, 13):
+            z, y = (along, beside) if axis == 0 else (beside, along)
+            logits = torch.randn(3, 3, 8, 8, 8, generator=torch.Generator().manual_seed(number))
+            for ring in rings:
+                ring.add([(z, y, 0), (z, y, 6), (z, y, 17)], logits, weights)
+    assert rings[0].sums_CZYX.abs().sum() > 0
+    torch.testing.assert_close(rings[0].sums_CZYX, rings[1].sums_CZYX)
+
+
+def test_the_largest_of_a_part_of_an_array_the_first_of_equals():
+    logits = torch.randint(0, 4, (9, 12, 11, 10), generator=torch.Generator().manual_seed(0)).float()
+    for part in (logits, logits[:, 3:7], logits[:, :, 2:9], logits[2:, :, :, 1:6], logits[:1]):
+        assert np.array_equal(infer.argmax(part), part.numpy().argmax(0))
+    logits[4] = -torch.inf  # a class that is ruled out is no error
+    assert np.array_equal(infer.argmax(logits), logits.numpy().argmax(0))
 
 
 def test_inference_does_not_import_monai():

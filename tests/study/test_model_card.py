@@ -50,7 +50,7 @@ def test_a_card_says_what_the_models_are_for_made_from_and_worth(card):
         "-160 to 240 (HU for CT)",
         "ViT, tiny (transformer; patch_vox 16",
         "Inits: From scratch and MAE3D",
-        "voxprior predict --card",
+        "voxprior predict --model",
         "CT of another person (elsewhere)",
         "## Limits",
     ]:

@@ -22,5 +22,5 @@ rule predict:
     message:
         "Segment the test cases: {wildcards.backbone} from {wildcards.init}, {wildcards.budget} labels"
     shell:
-        "voxprior predict --card {input.card} --model {input.model} {params.index} --splits {input.splits}"
+        "voxprior predict-test --card {input.card} --model {input.model} {params.index} --splits {input.splits}"
         " --output {output} --threads {threads} > {log} 2>&1"

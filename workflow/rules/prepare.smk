@@ -28,6 +28,8 @@ rule prepare:
     input:
         card=f"{R}/cards/prepare/{{dataset}}.json",
         cases=f"{R}/intake/{{dataset}}/cases.csv",
+        fingerprint=f"{R}/intake/{{dataset}}/fingerprint.json",
+        config=ancient(f"{R}/config.json"),  # only told on: no number depends on it
     output:
         f"{R}/prepared/{{dataset}}/index.json",
     log:
@@ -44,4 +46,4 @@ rule prepare:
         "Orient, resample, scale and cache {wildcards.dataset}"
     shell:
         "voxprior prepare --card {input.card} --cases {input.cases} --output {output} --workers {threads}"
-        " > {log} 2>&1"
+        " --config {input.config} --fingerprint {input.fingerprint} > {log} 2>&1"

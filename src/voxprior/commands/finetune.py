@@ -57,6 +57,7 @@ def run(
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
     about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
     about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
+    about |= {"format": 1, **{key: read_index(index).get(key) for key in ("data", "channels")}}
     write_weights(output / "model.safetensors", network.state_dict(), about)
     write_json(output / "load_report.json", report)
     made_from = {"index": index, "splits": splits, "encoder": encoder}

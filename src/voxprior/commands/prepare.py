@@ -1,10 +1,14 @@
 """prepare: orients, resamples, scales and caches every case."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 
-def run(card: Path, cases: Path, output: Path, workers: int) -> None:
+def run(
+    card: Path, cases: Path, output: Path, workers: int, config: Path | None = None, fingerprint: Path | None = None
+) -> None:
     """Fills the volume cache beside `output` and writes the index last; finished cases are not done again.
 
     Args:
@@ -12,9 +16,9 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         cases: `cases.csv` of the dataset.
         output: `…/index.json`.
         workers: processes.
+        config: the resolved study, and
+        fingerprint: what the scans are like: for what the index says of the dataset, and nothing else.
     """
-    from dataclasses import replace
-
     from voxprior.cards import card_hash, read_card
     from voxprior.data import cache, prepare
     from voxprior.engine.journal import progress
@@ -31,12 +35,7 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         if one.low >= one.high:
             raise Refusal(f"{card}: intensity low {one.low:g} is not below high {one.high:g}: correct the study")
     key = card_hash(content)
-    classes = tuple(tuple(values) for values in content.classes)
-    recipe = prepare.Recipe(key, content.prepare.spacing_zyx_mm, scaling.kind, scaling.low, scaling.high, classes)
-    own = {
-        content.channels.index(name): (one.kind, one.low, one.high) for name, one in content.prepare.channels.items()
-    }
-    recipe = replace(recipe, channels=len(content.channels), own=own)
+    recipe = prepare.recipe_of(key, content.prepare, content.classes, content.channels)
     made = prepare.prepare_all(rows, output.parent, recipe, workers)
     index = {
         "format": cache.FORMAT,
@@ -45,7 +44,19 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
         "quantum": prepare.QUANTUM,
         "channels": content.channels,
         "classes": [number for number, values in enumerate(content.classes, 1) if values],
+        "data": _facts(content, config, fingerprint),
         "simulated": any(row["simulated"] == "true" for row in rows),
         "cases": list(progress(made, len(rows), f"prepare {content.dataset}")),
     }
     write_json(output, index)
+
+
+def _facts(card: Any, config: Path | None, fingerprint: Path | None) -> dict[str, Any]:
+    """Lists what a model trained on the dataset must say of it: its licence, its label values, what its scans are like.
+
+    It is copied, and no array depends on it.
+    """
+    known = json.loads(config.read_text(encoding="utf-8"))["datasets"].get(card.dataset, {}) if config else {}
+    measured = json.loads(fingerprint.read_text(encoding="utf-8")) if fingerprint else {}
+    told = {key: known[key] for key in ("title", "licence", "licence_url", "citation", "modality") if key in known}
+    return {"dataset": card.dataset, "values": card.classes, **told, "intensity": measured.get("intensity", {})}

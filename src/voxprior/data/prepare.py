@@ -9,7 +9,7 @@ Axes: Z Y X voxels.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,14 @@ class Recipe:
             return self
         kind, low, high = self.own[channel]
         return replace(self, kind=kind, low=low, high=high)
+
+
+def recipe_of(key: str, prepare: Any, classes: Sequence[Sequence[int]], names: Sequence[str]) -> Recipe:
+    """Makes the recipe of a study's `prepare` numbers (`configuration.Prepare`) and the names of its channels."""
+    scaling, own = prepare.intensity, {names.index(name): one for name, one in prepare.channels.items()}
+    values = tuple(tuple(some) for some in classes)
+    recipe = Recipe(key, prepare.spacing_zyx_mm, scaling.kind, scaling.low, scaling.high, values, len(names))
+    return replace(recipe, own={number: (one.kind, one.low, one.high) for number, one in own.items()})
 
 
 def prepare_all(rows: list[dict[str, str]], folder: Path, recipe: Recipe, workers: int) -> Iterator[dict[str, Any]]:
@@ -106,21 +114,14 @@ def _finished(sidecar: Path, source: str, folder: Path) -> dict[str, Any] | None
 
 
 def _make(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:
-    stored: list[Array] = []
-    grids: list[tuple[volume.Grid, volume.Grid]] = []
-    for number, image in enumerate(channels.read_channels(row["image"], recipe.channels, verify=False)):
-        grids.append((volume.Grid.of(image), volume.lps_grid(volume.Grid.of(image))))
-        stored.append(_channel(image, row["image"], recipe.of(number)))
-    # The first channel's geometry rules: intake has checked that all agree.
-    raw, lps = grids[0]
-    grid = lps.with_spacing(recipe.spacing_zyx_mm)
+    scan = channels.read_channels(row["image"], recipe.channels, verify=False)
+    stored_CZYX, raw, grid = prepare_image(scan, row["image"], recipe)
     image_file = f"volumes/{row['case']}.b2nd"
-    stored_CZYX = np.stack(stored) if len(stored) > 1 else stored[0][None]
     image_sha256 = cache.write_array(folder / image_file, stored_CZYX, recipe.key)
-    del stored, stored_CZYX
+    del stored_CZYX
     label_file, label_sha256, counts = None, None, [0] * len(recipe.classes)
     if row["label"] and any(recipe.classes):  # of a dataset that is only pretrained on, labels are not read
-        labels_ZYX = _labels(row["label"], lps, grid, recipe)
+        labels_ZYX = _labels(row["label"], volume.lps_grid(raw), grid, recipe)
         label_file = f"volumes/{row['case']}.label.b2nd"
         counts, places = find_places(labels_ZYX, len(recipe.classes))
         label_sha256 = cache.write_array(folder / label_file, labels_ZYX, recipe.key, places)
@@ -140,6 +141,26 @@ def _make(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str, Any]:
         "raw": raw.to_json(),
         "grid": grid.to_json(),
     }
+
+
+def prepare_image(scan: Iterable[Any], name: str, recipe: Recipe) -> tuple[Array, volume.Grid, volume.Grid]:
+    """Prepares a scan's channels: (int16 C Z Y X in steps of `QUANTUM`, the file's grid, the grid of the result).
+
+    Args:
+        scan: SimpleITK images, one per channel, read one after the other; the first one's geometry rules.
+        name: how a refusal names the scan.
+        recipe: what is done.
+
+    Raises:
+        Refusal: as reading the scan does; both percentiles are the same value.
+    """
+    stored: list[Array] = []
+    raw: list[volume.Grid] = []
+    for number, image in enumerate(scan):
+        raw.append(volume.Grid.of(image))
+        stored.append(_channel(image, name, recipe.of(number)))
+    stored_CZYX = np.stack(stored) if len(stored) > 1 else stored[0][None]
+    return stored_CZYX, raw[0], volume.lps_grid(raw[0]).with_spacing(recipe.spacing_zyx_mm)
 
 
 def _channel(image: Any, path: str, recipe: Recipe) -> Array:

@@ -77,6 +77,7 @@ def resample_image(
     change: Callable[[Array], Array] | None = None,
     quantum: float | None = None,
     blur: bool = True,
+    new_shape_zyx: tuple[int, int, int] | None = None,
 ) -> Array:
     """Resamples intensities linearly, smoothed first along axes that get much coarser.
 
@@ -86,13 +87,14 @@ def resample_image(
         change: applied to each float32 slice (Y, X) before.
         quantum: the result is stored as int16 multiples of it.
         blur: False: plain linear interpolation everywhere.
+        new_shape_zyx: of the result, where it is another than `new_shape` says; the border's values are repeated.
 
     Returns:
         float32 or int16, (Z, Y, X).
     """
     from voxprior.maths import kernels  # here, because `volume` imports this file where nothing is resampled
 
-    shape = new_shape(volume_ZYX.shape, spacing_mm, new_spacing_mm)
+    shape = new_shape_zyx or new_shape(volume_ZYX.shape, spacing_mm, new_spacing_mm)
     (first_z, weight_z), (first_y, weight_y), (first_x, weight_x) = (
         taps(axis_weights(n, old, m, new, blur))
         for n, old, m, new in zip(volume_ZYX.shape, spacing_mm, shape, new_spacing_mm, strict=True)

@@ -260,10 +260,15 @@ def to_native(labels_ZYX: np.ndarray, grid: Grid | Mapping[str, Any], raw: Grid 
         raise ValueError(f"labels of shape {labels_ZYX.shape} do not lie on a grid of shape {grid.shape_zyx}")
     lps = lps_grid(raw)
     native_ZYX = resample.resample_labels(labels_ZYX, grid.spacing_zyx_mm, lps.shape_zyx, lps.spacing_zyx_mm)
+    return from_lps(native_ZYX, raw)
+
+
+def from_lps(array_ZYX: np.ndarray, raw: Grid) -> sitk.Image:
+    """Turns an array on `lps_grid(raw)` back to how the file stores its axes: an image on the file's grid."""
     order, flipped = repairs.lps_axes(raw.direction)
     back = tuple(order.index(axis) for axis in range(3))
     # Undone in reverse: first the flips, on the turned axes, then the exchange.
-    native_ZYX = _turn(_turn(native_ZYX, (0, 1, 2), flipped), back, (False, False, False))
+    native_ZYX = _turn(_turn(array_ZYX, (0, 1, 2), flipped), back, (False, False, False))
     return from_array(np.ascontiguousarray(native_ZYX), raw)
 
 

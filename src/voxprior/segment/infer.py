@@ -1,16 +1,21 @@
 """Segments a volume of any size, window by window, in little memory.
 
 Logits of overlapping windows are added with Gaussian weights, as MONAI's `sliding_window_inference` does on the same
-window grid. But logits of the whole volume never exist: windows come in Z order, and as soon as no later window reaches
-a slice, its labels are taken and its place in a ring of `window_z` slices is used again. Memory is
-classes * window_z * Y * X floats. Weights need not be divided out: they are the same for every class.
+window grid. But logits of the whole volume never exist: windows come in order along one axis, and as soon as no later
+window reaches a slice, its labels are taken and its place in a ring of as many slices as a window has is used again.
+The ring rolls along Z, or Y where it is smaller there. Where it would still be larger than `Tiling.most_bytes`, as with
+a hundred classes on a large scan, the volume is cut into bands across that axis, and the windows that reach into two
+bands are computed for both; the sums, and so the labels, are the same. For labels the weights need not be divided out:
+they are the same for every class.
 
 Axes: C classes (0 is background), of volumes and windows channels; Z Y X voxels.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from itertools import groupby, pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +25,20 @@ from torch import Tensor
 from voxprior.errors import Refusal
 
 Zyx = tuple[int, int, int]
+Place = tuple[slice, slice, slice]
+Network = Callable[[Tensor], Tensor]
+LOGITS_BYTES = 512 << 20  # of the windows of one call; there are never fewer than two
+MOST_BYTES = 4 << 30  # of the sums of logits
+OUTSIDE = -2  # place of what lies in no band: neither a place nor one below the first
+
+
+class Tiling(NamedTuple):
+    """How a volume is cut into windows, and how much memory the sums of their logits may take."""
+
+    window_zyx: Zyx
+    overlap: float = 0.5
+    batch: int = 4  # windows per call of the network, or fewer where their logits are large
+    most_bytes: int = MOST_BYTES
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -45,74 +64,127 @@ def gaussian_weights(window_zyx: Zyx, sigma_share: float = 0.125) -> Tensor:
     return weights.clamp_min(max(float(weights.min()), 1e-3))
 
 
-def _argmax(logits_CZYX: Tensor) -> Tensor:
-    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8.
+def argmax(logits_CZYX: Tensor) -> Tensor:
+    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8, on the CPU.
 
-    torch's argmax strides over the class axis on the CPU; comparing class by class, a slice at a time, reads memory in
-    order and stays in the cache.
+    Args:
+        logits_CZYX: float32; on the CPU with a last axis that lies in memory in order.
 
     Raises:
         Refusal: a value is not finite.
     """
     if logits_CZYX.is_cuda:
         best, label = logits_CZYX.max(dim=0)
-        label = label.to(torch.uint8)
+        label, finite = label.to(torch.uint8).cpu(), bool(torch.isfinite(best).all())
     else:
-        best, label = logits_CZYX[0].clone(), torch.zeros(logits_CZYX.shape[1:], dtype=torch.uint8)
-        better_YX = torch.empty(label.shape[1:], dtype=torch.bool)
-        for best_YX, label_YX, logits_CYX in zip(best, label, logits_CZYX.unbind(1), strict=True):
-            for number, logits_YX in enumerate(logits_CYX[1:], start=1):
-                torch.gt(logits_YX, best_YX, out=better_YX)
-                # Numbers rise, so the larger one is the newer one; a masked fill does the same many times slower.
-                torch.maximum(label_YX, better_YX.view(torch.uint8).mul_(number), out=label_YX)
-                torch.maximum(best_YX, logits_YX, out=best_YX)
-    if not bool(torch.isfinite(best.sum(dtype=torch.float64))):
+        from voxprior.maths import tiles
+
+        label = torch.empty(logits_CZYX.shape[1:], dtype=torch.uint8)
+        memory = logits_CZYX.as_strided((logits_CZYX.untyped_storage().nbytes() // 4,), (1,), 0).numpy()
+        where, shape = int(logits_CZYX.storage_offset()), np.array(logits_CZYX.shape)
+        finite = tiles.pick_labels(memory, where, np.array(logits_CZYX.stride()), shape, label.numpy())
+    if not finite:
         raise Refusal("the network's output is not finite: train the model again with a lower learning rate")
     return label
 
 
 class _Ring:
-    """Sums of weighted logits of the `window_z` slices that windows still reach; slice z lies at z % window_z."""
+    """Sums of weighted logits of a band: the slices that windows still reach, slice n at place n % depth."""
 
-    def __init__(self, classes: int, depth: int, plane_yx: tuple[int, int], device: torch.device) -> None:
-        self.sums_CZYX = torch.zeros(classes, depth, *plane_yx, device=device)
-        self.depth = depth
+    def __init__(self, channels: int, band: "Band", depth: int, device: torch.device) -> None:
+        self.band, self.depth = band, depth
+        sides = [stop - start for start, stop in zip(band.lo_zyx, band.hi_zyx, strict=True)]
+        sides[band.axis] = depth
+        self.compiled = device.type == "cpu"
+        self.sums_CZYX = torch.zeros(channels, *sides, device=device)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Splits slices start..stop where the ring closes: (where in the ring, where from `start`)."""
-        done = 0
-        while done < stop - start:
-            at = (start + done) % self.depth
-            length = min(stop - start - done, self.depth - at)
-            yield slice(at, at + length), slice(done, done + length)
-            done += length
+    def add(self, corners: Sequence[Zyx], logits_BCZYX: Tensor, weights_ZYX: Tensor) -> None:
+        """Adds what of some windows' weighted logits lies in the band; their corners differ along X alone."""
+        sides, lo_zyx, hi_zyx = weights_ZYX.shape, self.band.lo_zyx, self.band.hi_zyx
+        places = []
+        for axis in (0, 1):
+            place = corners[0][axis] + np.arange(sides[axis])
+            outside = (place < lo_zyx[axis]) | (place >= hi_zyx[axis])
+            place = place % self.depth if axis == self.band.axis else place - lo_zyx[axis]
+            places.append(np.where(outside, OUTSIDE, place))
+        spans = [(max(x, lo_zyx[2]), min(x + sides[2], hi_zyx[2]), x) for _, _, x in corners]
+        place_x = np.array([(start - lo_zyx[2], start - x, stop - start) for start, stop, x in spans])
+        if self.compiled:
+            from voxprior.maths import tiles
 
-    def add(self, lo_zyx: Zyx, logits_CZYX: Tensor, weights_ZYX: Tensor) -> None:
-        """Adds one window's weighted logits."""
-        (z, y, x), (dz, dy, dx) = lo_zyx, weights_ZYX.shape
-        for ring, window in self._pieces(z, z + dz):
-            box_CZYX = self.sums_CZYX[:, ring, y : y + dy, x : x + dx]
-            box_CZYX.addcmul_(logits_CZYX[:, window].float(), weights_ZYX[window])
+            logits = logits_BCZYX.float().contiguous().numpy()
+            tiles.add_weighted(self.sums_CZYX.numpy(), logits, weights_ZYX.numpy(), *places, place_x)
+            return
+        for (ring_z, cut_z), (ring_y, cut_y) in product(*map(_runs, places)):
+            for logits_CZYX, (to, of, count) in zip(logits_BCZYX, place_x.tolist(), strict=True):
+                part_CZYX = logits_CZYX[:, cut_z, cut_y, of : of + count].float()
+                sums_CZYX = self.sums_CZYX[:, ring_z, ring_y, to : to + count]
+                sums_CZYX.addcmul_(part_CZYX, weights_ZYX[cut_z, cut_y, of : of + count])
 
-    def finish(self, start: int, stop: int) -> Tensor:
-        """Takes the labels of slices that no later window reaches, and clears their place: (stop - start, Y, X)."""
-        labels = []
-        for ring, _ in self._pieces(start, stop):
-            labels.append(_argmax(self.sums_CZYX[:, ring]))
-            self.sums_CZYX[:, ring].zero_()
-        return torch.cat(labels)
+    def finish(self, start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
+        """Yields slices that no later window reaches, (place in the volume, sums), and clears them afterwards."""
+        place = [slice(first, last) for first, last in zip(self.band.lo_zyx, self.band.hi_zyx, strict=True)]
+        for ring, piece in _runs(np.arange(start, stop) % self.depth):
+            place[self.band.axis] = slice(start + piece.start, start + piece.stop)
+            sums_CZYX = self.sums_CZYX.narrow(self.band.axis + 1, ring.start, ring.stop - ring.start)
+            yield (place[0], place[1], place[2]), sums_CZYX
+            sums_CZYX.zero_()
 
 
-def _padded(volume_CZYX: Tensor, window_zyx: Zyx) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pads sides that are smaller than the window with 0, evenly: (volume, where the real one lies in it)."""
+def _runs(places: np.ndarray) -> list[tuple[slice, slice]]:
+    """Splits places that rise by one, but for where the ring closes, into runs: (places, where among them)."""
+    breaks = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    runs = [(int(places[start]), start, stop) for start, stop in pairwise(breaks) if places[start] >= 0]
+    return [(slice(at, at + stop - start), slice(start, stop)) for at, start, stop in runs]
+
+
+class Band(NamedTuple):
+    """A box that is segmented from end to end along `axis`, Z or Y."""
+
+    axis: int
+    lo_zyx: Zyx
+    hi_zyx: Zyx
+
+
+def bands(sides_zyx: Zyx, tiling: Tiling, channels: int) -> list[Band]:
+    """Cuts a volume into bands as large as `most_bytes` allows: rings roll along Z, or Y where that saves a quarter.
+
+    Never along X: rows are added as they lie in memory. Cuts lie where a window starts, so that few windows reach over
+    them.
+    """
+    shares = [min(window / side, 1.0) for window, side in zip(tiling.window_zyx, sides_zyx, strict=True)]
+    axis = 1 if shares[1] < 0.75 * shares[0] else 0
+    across = min((shares[n], n) for n in range(3) if n != axis)[1]
+    starts = window_starts(sides_zyx[across], tiling.window_zyx[across], tiling.overlap)
+    need = 4 * channels * math.prod(sides_zyx) * tiling.window_zyx[axis] / sides_zyx[axis]
+    side = sides_zyx[across]
+    widest = max(1, int(side * tiling.most_bytes / need))
+    edges = [0]
+    while edges[-1] < side:
+        most = min(edges[-1] + widest, side)
+        edges.append(
+            max([start for start in starts if edges[-1] < start < most], default=most) if most < side else side
+        )
+    found = []
+    for start, stop in pairwise(edges):
+        lo, hi = [0, 0, 0], list(sides_zyx)
+        lo[across], hi[across] = start, stop
+        found.append(Band(axis, (lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])))
+    return found
+
+
+def pad(volume: np.ndarray, window_zyx: Zyx) -> tuple[Tensor, Place]:
+    """Pads sides that are smaller than the window with 0, evenly: (C Z Y X, where the real volume lies in it)."""
+    given = torch.from_numpy(np.ascontiguousarray(volume))
+    volume_CZYX = given if given.ndim == 4 else given[None]
     short = [max(window - side, 0) for window, side in zip(window_zyx, volume_CZYX.shape[1:], strict=True)]
-    inside = tuple(slice(n // 2, n // 2 + side) for n, side in zip(short, volume_CZYX.shape[1:], strict=True))
+    inside = [slice(n // 2, n // 2 + side) for n, side in zip(short, volume_CZYX.shape[1:], strict=True)]
     if any(short):
         volume_CZYX = F.pad(volume_CZYX, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
-    return volume_CZYX, inside
+    return volume_CZYX, (inside[0], inside[1], inside[2])
 
 
-def _call(network: Callable[[Tensor], Tensor], windows_BCZYX: Tensor) -> Tensor:
+def _call(network: Network, windows_BCZYX: Tensor) -> Tensor:
     """Calls the network, on the CPU never with one window.
 
     torch sends a single small 3-D sample to its own convolution and two or more to oneDNN, which is so much faster
@@ -124,15 +196,91 @@ def _call(network: Callable[[Tensor], Tensor], windows_BCZYX: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def finished(
+    network: Network,
+    volume_CZYX: Tensor,
+    quantum: float,
+    tiling: Tiling,
+    device: torch.device,
+    precision: AbstractContextManager[object],
+    divide: bool = False,
+) -> Iterator[tuple[Place, Tensor]]:
+    """Segments a volume and yields it piece by piece: (place, logits (C, z, y, x)), each voxel once.
+
+    Logits are sums over windows, weighted; with `divide` their weighted mean. A piece is gone when the next one is
+    asked for. The volume is at least as large as a window.
+    """
+    sides_zyx = (volume_CZYX.shape[1], volume_CZYX.shape[2], volume_CZYX.shape[3])
+    weights_ZYX = gaussian_weights(tiling.window_zyx).to(device)
+    one_BCZYX = torch.ones(tiling.batch if divide else 0, 1, *tiling.window_zyx, device=device)
+
+    def call(corners: Sequence[Zyx]) -> Tensor:
+        windows_BCZYX = _windows(volume_CZYX, corners, tiling.window_zyx, device, quantum)
+        with precision:
+            return _call(network, windows_BCZYX)
+
+    # The first window tells how many classes there are. It is always the first, whatever the bands.
+    known = [call([(0, 0, 0)])]
+    classes = known[0].shape[1]
+    batch = min(tiling.batch, max(2, LOGITS_BYTES // (4 * known[0].numel())))
+    for band in bands(sides_zyx, tiling, classes):
+        depth, axis = tiling.window_zyx[band.axis], band.axis
+        ring = _Ring(classes, band, depth, device)
+        rings: tuple[_Ring, ...] = (ring, _Ring(1, band, depth, device)) if divide else (ring,)
+        corners = _corners(sides_zyx, band, tiling)
+        reached, done = 0, 0
+        while done < len(corners):
+            # Windows of several slices may be computed together; they are added when their turn comes.
+            some = corners[done : done + (1 if known else batch)]
+            logits_BCZYX = known.pop() if known else call(some)
+            for (z, y), places in groupby(range(len(some)), key=lambda n, some=some: some[n][:2]):  # type: ignore[misc]
+                row = list(places)
+                if (z, y)[axis] > reached:
+                    yield from _divided(rings, reached, (z, y)[axis])
+                    reached = (z, y)[axis]
+                corners_B, here = [some[n] for n in row], slice(row[0], row[-1] + 1)
+                ring.add(corners_B, logits_BCZYX[here], weights_ZYX)
+                if divide:
+                    rings[1].add(corners_B, one_BCZYX[: len(row)], weights_ZYX)
+            del logits_BCZYX  # or they would lie beside the next ones
+            done += len(some)
+        yield from _divided(rings, reached, sides_zyx[axis])
+
+
+def _divided(rings: tuple[_Ring, ...], start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
+    """Yields finished slices, divided by the weights that the second ring summed, if there is one."""
+    for pieces in zip(*[ring.finish(start, stop) for ring in rings], strict=True):
+        place, sums_CZYX = pieces[0]
+        yield place, sums_CZYX / pieces[1][1] if len(pieces) > 1 else sums_CZYX
+
+
+def _corners(sides_zyx: Zyx, band: Band, tiling: Tiling) -> list[Zyx]:
+    """Lists the lower corners of the windows that reach into a band, in order along the band's axis."""
+    found = []
+    for side, window, first, last in zip(sides_zyx, tiling.window_zyx, band.lo_zyx, band.hi_zyx, strict=True):
+        starts = window_starts(side, window, tiling.overlap)
+        found.append([start for start in starts if start < last and start + window > first])
+    return sorted(product(found[0], found[1], found[2]), key=lambda corner: (corner[band.axis], corner))
+
+
+def _windows(
+    volume_CZYX: Tensor, corners: Sequence[Zyx], window_zyx: Zyx, device: torch.device, quantum: float
+) -> Tensor:
+    """Cuts windows out, as float32 intensities on the device."""
+    dz, dy, dx = window_zyx
+    cut = [volume_CZYX[:, z : z + dz, y : y + dy, x : x + dx] for z, y, x in corners]
+    return torch.stack(cut).to(device).float() * quantum
+
+
 def segment_volume(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     volume: np.ndarray,
     quantum: float,
     window_zyx: Zyx,
     overlap: float = 0.5,
     device: torch.device | None = None,
     precision: AbstractContextManager[object] | None = None,
-    batch: int = 4,
+    most_bytes: int = MOST_BYTES,
 ) -> np.ndarray:
     """Segments one volume.
 
@@ -145,7 +293,7 @@ def segment_volume(
         overlap: share of a window that the next one covers, in [0, 1).
         device: where windows and sums live; the CPU by default.
         precision: autocast context of the network; float32 by default. Sums are float32 always.
-        batch: windows per call of the network.
+        most_bytes: what the sums of logits may take; the labels do not depend on it.
 
     Returns:
         (Z, Y, X) uint8 class numbers.
@@ -153,28 +301,41 @@ def segment_volume(
     Raises:
         Refusal: the network's output is not finite.
     """
-    device = device or torch.device("cpu")
-    given = torch.from_numpy(np.ascontiguousarray(volume))
-    volume_CZYX, inside = _padded(given if given.ndim == 4 else given[None], window_zyx)
-    sides = tuple(volume_CZYX.shape[1:])
-    starts_z, starts_y, starts_x = (
-        window_starts(side, window, overlap) for side, window in zip(sides, window_zyx, strict=True)
-    )
-    dz, dy, dx = window_zyx
-    weights = gaussian_weights(window_zyx).to(device)
-    labels = torch.empty(sides, dtype=torch.uint8)
-    ring = None
-    with precision or nullcontext():
-        for z, stop in zip(starts_z, [*starts_z[1:], sides[0]], strict=True):
-            corners = [(z, y, x) for y in starts_y for x in starts_x]
-            for first in range(0, len(corners), batch):
-                some = corners[first : first + batch]
-                windows = [volume_CZYX[:, z : z + dz, y : y + dy, x : x + dx] for z, y, x in some]
-                logits_BCZYX = _call(network, torch.stack(windows).to(device).float() * quantum)
-                if ring is None:
-                    ring = _Ring(logits_BCZYX.shape[1], window_zyx[0], (sides[1], sides[2]), device)
-                for lo, logits in zip(some, logits_BCZYX, strict=True):
-                    ring.add(lo, logits, weights)
-                del logits, logits_BCZYX  # or they would lie beside the next ones
-            labels[z:stop] = cast(_Ring, ring).finish(z, stop)
+    tiling, where = Tiling(window_zyx, overlap, most_bytes=most_bytes), device or torch.device("cpu")
+    return segment_with(network, volume, quantum, tiling, where, None, precision)
+
+
+def segment_with(
+    network: Network,
+    volume: np.ndarray,
+    quantum: float,
+    tiling: Tiling,
+    device: torch.device,
+    keep: Callable[[Place, np.ndarray], None] | None = None,
+    precision: AbstractContextManager[object] | None = None,
+) -> np.ndarray:
+    """Segments one volume as `segment_volume` does, and hands the probabilities (C, z, y, x) of each box to `keep`.
+
+    They are the softmax of the weighted mean of logits; each voxel comes once.
+    """
+    volume_CZYX, inside = pad(volume, tiling.window_zyx)
+    labels = torch.empty(tuple(volume_CZYX.shape[1:]), dtype=torch.uint8)
+    pieces = finished(network, volume_CZYX, quantum, tiling, device, precision or nullcontext(), keep is not None)
+    for place, logits_CZYX in pieces:
+        labels[place] = argmax(logits_CZYX)
+        if keep is not None:
+            _hand_over(keep, place, logits_CZYX, inside)
     return labels[inside].numpy().copy()
+
+
+def _hand_over(keep: Callable[[Place, np.ndarray], None], place: Place, logits_CZYX: Tensor, inside: Place) -> None:
+    """Hands on the probabilities of what of a box lies in the volume and not in its padding."""
+    there, cut = [], []
+    for part, real in zip(place, inside, strict=True):
+        start, stop = max(part.start, real.start), min(part.stop, real.stop)
+        if start >= stop:
+            return
+        there.append(slice(start - real.start, stop - real.start))
+        cut.append(slice(start - part.start, stop - part.start))
+    shares_CZYX = torch.softmax(logits_CZYX[(slice(None), *cut)], dim=0)
+    keep((there[0], there[1], there[2]), shares_CZYX.cpu().numpy())

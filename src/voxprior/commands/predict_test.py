@@ -1,0 +1,102 @@
+"""`voxprior predict-test`: segments the fold's test cases, and all labelled cases of external datasets."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from voxprior.errors import Refusal
+
+
+def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: Path, threads: int, device: str) -> None:
+    """Writes one label map per case, in the scan's own grid, below `predictions/`, and `output` (JSON) last.
+
+    A case that an interrupted run has done with the same model and card is not done again.
+
+    Raises:
+        Refusal: the model is no safetensors file of ours, a case is not in the index, or the network's output is not
+            finite.
+    """
+    from voxprior import cards
+    from voxprior.commands import trained
+    from voxprior.data.files import sha256_of
+    from voxprior.engine import device as devices
+    from voxprior.engine.journal import progress
+    from voxprior.whole import write_json
+
+    card: cards.PredictCard = cards.read_card("predict", card_path)
+    where = devices.pick(device, threads)
+    loaded = trained.load(model)
+    network = loaded.network.to(where)
+    made_by = {"model_sha256": loaded.sha256, "card_hash": cards.card_hash(card)}
+    todo = list(_cases(index, splits, card.fold))
+    done = []
+    for path, dataset, entry in progress(todo, len(todo), "predict"):
+        file = output.parent / "predictions" / f"{dataset}.{entry['case']}.nii.gz"
+        note = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
+        made_from = {**made_by, "image_sha256": entry["image_sha256"]}
+        told = _finished(note, file, made_from)
+        if told is None:
+            told = {"dataset": dataset, "case": entry["case"], "file": str(file)}
+            told |= _segment(path, entry, file, (network, loaded.card, card.predict.overlap, where))
+            write_json(note, {"made_from": made_from, "file_sha256": sha256_of(file), "told": told})
+        done.append(told)
+    write_json(output, {"format": 1, **made_by, "cases": done})
+
+
+def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Lists what to segment: (index, dataset, entry): the fold's test cases first, then external labelled cases."""
+    from voxprior.data.cache import read_index
+
+    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
+    fold = next((fold for fold in folds if fold["fold"] == number), None)
+    if fold is None:
+        raise Refusal(f"{splits} has no fold {number}: run 'split' again")
+    for place, path in enumerate(index):
+        content = read_index(path)
+        entries = {entry["case"]: entry for entry in content["cases"]}
+        wanted = fold["test"] if place == 0 else [case for case, entry in entries.items() if entry["label"]]
+        for case in wanted:
+            if case not in entries:
+                raise Refusal(f"{path} has no test case '{case}': run 'prepare' and 'split' again")
+            yield path, content["dataset"], entries[case]
+
+
+def _finished(note: Path, file: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns what an earlier run told about the case, if its file is whole and made from the same things."""
+    from voxprior.data.files import sha256_of
+
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        good = content["made_from"] == made_from and content["file_sha256"] == sha256_of(file)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content["told"] if good else None
+
+
+def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any, float, Any]) -> dict[str, Any]:
+    """Segments one case and writes it: {seconds, volume_ml per class}."""
+    import math
+
+    import numpy as np
+    import SimpleITK as sitk
+
+    from voxprior.data import cache, volume
+    from voxprior.engine.device import autocast
+    from voxprior.segment.infer import segment_volume
+
+    network, learned, overlap, where = how
+    began = time.monotonic()
+    case = cache.open_case(path, entry["case"])
+    if case.channels != learned.channels:
+        raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {learned.channels}: leave it out")
+    voxels_CZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
+    labels_ZYX = segment_volume(
+        network, voxels_CZYX, case.quantum, learned.crop_vox, overlap, where, autocast(where, learned.precision)
+    )
+    image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
+    volume.write_image(image, file)
+    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)[1:]
+    voxel_ml = math.prod(entry["raw"]["spacing_xyz_mm"]) / 1000.0
+    return {"seconds": time.monotonic() - began, "volume_ml": [float(count * voxel_ml) for count in counts]}
