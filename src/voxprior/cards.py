@@ -15,6 +15,7 @@ from voxprior.configuration import (
     ChannelName,
     ClassName,
     Compare,
+    FinetuneRecipe,
     Layout,
     Name,
     Positive,
@@ -92,16 +93,25 @@ class PretrainCard(Strict):
     fold: int
 
 
+class InitFile(Strict):
+    """What a file of weights holds, by its hash, and how it is taken over (`configuration.FileInit`)."""
+
+    sha256: str
+    channels: Positive | None = None
+    decoder: bool = False
+
+
 class FinetuneCard(Strict):
     """What a fine-tuning depends on."""
 
     init: Name
-    init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch")
+    init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch and for files")
+    init_file: InitFile | None = Field(None, description="for files")
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
     channels: Positive = Field(default=1, description="of the images")
-    recipe: Recipe
+    recipe: FinetuneRecipe
     classes: list[ClassName]
     steps: Positive
     batch_size: Positive

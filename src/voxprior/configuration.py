@@ -161,6 +161,17 @@ class Recipe(Strict):
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: any")
 
 
+class FinetuneRecipe(Recipe):
+    """How a pretrained encoder is taken over. The defaults train all of the network alike."""
+
+    transfer: Literal["full", "linear_probe", "decoder_first"] = Field(
+        "full", description="linear_probe: the encoder stays as it is; decoder_first: for the share `frozen` of the run"
+    )
+    frozen: Share = Field(0.1, description="decoder_first alone; then the encoder has a warm-up of its own")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of an encoder's layer over that of the next one")
+    encoder_lr: float = Field(1.0, gt=0, description="rate of the encoder over that of the decoder")
+
+
 class Backbone(Strict):
     """`config/backbones/<name>.yaml`: one encoder family, its size, and its training recipes."""
 
@@ -170,7 +181,7 @@ class Backbone(Strict):
     cnn: Cnn | None = None
     pretrain: Recipe
     scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
-    finetune: Recipe = Field(description="fine-tuning from a pretrained encoder")
+    finetune: FinetuneRecipe = Field(description="fine-tuning from a pretrained encoder")
 
 
 # ------------------------------------------------------------------------------------------------- the study
@@ -242,6 +253,17 @@ class Compare(Strict):
     seed: int = 0
 
 
+class FileInit(Strict):
+    """Weights from elsewhere that an init starts from: names and shapes are those of our own files."""
+
+    path: str = Field(description="safetensors; an encoder, or a whole network whose encoder is `encoder.…`")
+    title: str = Field("", description="how tables and figures name it; default: the init's name")
+    channels: Positive | None = Field(
+        None, description="of the images it was trained on: says that its stem is made to fit the study's scans"
+    )
+    decoder: bool = Field(False, description="take the decoder's tensors too, where name and shape are the network's")
+
+
 class Study(Strict):
     """`config/config.yaml` or `config/studies/<name>.yaml`: which data, methods and budgets are compared."""
 
@@ -256,9 +278,13 @@ class Study(Strict):
     prepare: Prepare
     split: Split
     allow_leakage: bool = Field(False, description="go on where scored cases are learned from; stamps every table")
-    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")
+    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, methods, files) compared on it")
+    files: dict[Name, FileInit] = Field({}, description="inits that are files of weights")
     preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
     methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")
+    recipes: dict[Name, dict[Literal["pretrain", "scratch", "finetune"], dict[str, Any]]] = Field(
+        {}, description="numbers changed for this study in a backbone's recipes"
+    )
     pretrain: Pretrain
     finetune: Finetune
     predict: Predict = Predict()

@@ -141,3 +141,23 @@ def test_mirroring_is_left_out_where_classes_have_sides():
     assert finetune._has_sides(["liver", "kidney_left"])
     assert finetune._has_sides(["right_lung"])
     assert not finetune._has_sides(["liver", "bright_spot", "cleft"])
+
+
+def weights(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("frozen", "moves"), [(0.5, True), (1.0, False)])
+def test_a_frozen_encoder_does_not_move_bit_for_bit(tiny_study, tmp_path, pretrained, frozen, moves):
+    encoder, made_by = pretrained
+    how = {"lr": 0.003, "transfer": "decoder_first", "frozen": frozen}
+    run(tiny_study, tmp_path / "first", encoder, init="mae", init_card=made_by, recipe=how)
+    run(tiny_study, tmp_path / "probe", encoder, init="mae", init_card=made_by, recipe={**how, "transfer": "linear_probe"})
+    before = weights(encoder)
+    for folder, moved in ((tmp_path / "first", moves), (tmp_path / "probe", False)):
+        after = weights(folder / "out" / "model.safetensors")
+        same = [torch.equal(after["encoder." + name], tensor) for name, tensor in before.items()]
+        assert not any(same) if moved else all(same)
+    told = json.loads((tmp_path / "probe" / "out" / "summary.json").read_text())
+    assert told["parameters"] == sum(t.numel() for name, t in after.items() if not name.startswith("encoder."))

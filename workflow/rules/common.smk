@@ -1,11 +1,7 @@
 """The only place for functions: names in the study become numbers, and numbers become run cards."""
 
 import json
-import os
-import shutil
-import sys
-from hashlib import sha256
-from itertools import product
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import jsonschema
@@ -15,12 +11,6 @@ from snakemake.utils import validate
 
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
-# Jobs call the `voxprior` of the environment that runs Snakemake; post-deploy scripts look for VOXPRIOR_HOME.
-PATHS = [str(Path(sys.executable).parent), *os.get_exec_path()]
-os.environ.update(PATH=os.pathsep.join(PATHS), VOXPRIOR_HOME=str(ROOT))
-for key, size in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
-    os.environ.setdefault(key, str(size))  # keeps freed memory; both or neither: docs/decisions.md
-GPU = int(shutil.which("nvidia-smi") is not None)
 
 
 def numbers(kind, name):
@@ -39,6 +29,13 @@ def method_numbers(study, name):
     if preset not in presets:
         raise WorkflowError(f"config/methods/{name}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
     return {**presets[preset], **(study.get("methods") or {}).get(name, {})}
+
+
+def backbone_numbers(study, name):
+    """The backbone with the study's changes of its recipes."""
+    changes = (study.get("recipes") or {}).get(name) or {}
+    backbone = numbers("backbones", name)
+    return {**backbone, **{stage: {**backbone.get(stage, {}), **changed} for stage, changed in changes.items()}}
 
 
 def sentence(error):
@@ -60,12 +57,13 @@ def sentence(error):
 def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
-    methods = sorted({init for on in inits.values() for init in on or [] if init != "scratch"})
+    taken = {"scratch", *(study.get("files") or {})}
+    methods = sorted({init for on in inits.values() for init in on or []} - taken)
     datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
     resolved = {
         "study": study,
         "datasets": {name: numbers("datasets", name) for name in datasets},
-        "backbones": {name: numbers("backbones", name) for name in inits},
+        "backbones": {name: backbone_numbers(study, name) for name in inits},
         "methods": {name: method_numbers(study, name) for name in methods},
     }
     schema = json.loads(Path(SCHEMA).read_text(encoding="utf-8"))
@@ -115,25 +113,27 @@ def pretrain_card(backbone, method, fold):
     return {"method": method, "config": RESOLVED["methods"][method], **network(backbone), **rest}
 
 
+def file_card(file):
+    """Says of a file of weights what a card holds: its content, and how it is taken over."""
+    if not Path(file["path"]).is_file():
+        raise WorkflowError(f"config: files: {file['path']} is missing: correct the path.")
+    with open(file["path"], "rb") as content:
+        return {"sha256": file_digest(content, "sha256").hexdigest(), **{k: file[k] for k in ("channels", "decoder")}}
+
+
 def finetune_card(cell):
     backbone, init = cell["backbone"], cell["init"]
-    pretrained = None if init == "scratch" else card_hash(pretrain_card(backbone, init, cell["fold"]))
-    what = {"init": init, "init_card": pretrained, "classes": STUDY["classes"]}
-    what["recipe"] = RESOLVED["backbones"][backbone]["finetune" if pretrained else "scratch"]
+    learned = init != "scratch" and init not in FILES
+    what = {"init": init, "classes": STUDY["classes"], "prepare": STUDY["prepare"], **network(backbone)}
+    what["init_card"] = card_hash(pretrain_card(backbone, init, cell["fold"])) if learned else None
+    what |= {"init_file": FILES[init]} if init in FILES else {}
+    what["recipe"] = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
     what |= {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
-    what |= {key: int(cell[key]) for key in ("budget", "fold", "seed")}
-    return {**what, **network(backbone), "prepare": STUDY["prepare"]}
+    return what | {key: int(cell[key]) for key in ("budget", "fold", "seed")}
 
 
 def cell_path(stage, cell):
     return "{}/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(stage, **cell)
-
-
-def all_cells():
-    """One row per fine-tuning: backbone, init, budget, fold, seed."""
-    arms = [(backbone, init) for backbone, inits in STUDY["inits"].items() for init in inits]
-    rest = product(STUDY["split"]["budgets"], range(STUDY["split"]["folds"]), STUDY["finetune"]["seeds"])
-    return [dict(zip(("backbone", "init", "budget", "fold", "seed"), (*a, *r))) for a, r in product(arms, list(rest))]
 
 
 def all_cards():

@@ -33,6 +33,7 @@ def run(
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.weights import write_weights
     from voxprior.segment import model as segment
+    from voxprior.segment import rates
     from voxprior.whole import write_json
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
@@ -51,7 +52,9 @@ def run(
             workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
         )  # fmt: skip
 
-    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, f"finetune {card.init}", reads=reads)
+    name = f"finetune {card.init}"
+    rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
+    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}

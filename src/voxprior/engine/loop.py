@@ -76,7 +76,7 @@ class _Run(Learner):
         self.check()
         record = {"step": step, "progress": progress_of(step, self.plan.total_steps), "loss": read[0]}
         record |= dict(zip(names[:-1], read[1:-1], strict=True))
-        record |= {"lr": self.optimiser.param_groups[0]["lr"], "grad_norm": read[-1]}
+        record |= {"lr": self.rate, "grad_norm": read[-1]}
         self.journal.write(record)
         self.told["final"] = record
         took = (time.monotonic() - self.began) / (step + 1 - self.start)

@@ -83,6 +83,11 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.apply(start_weights)
 
+    @property
+    def layers(self) -> list[str]:
+        """Names what the layers' parameters begin with, input first; the last norm belongs to none."""
+        return ["embed.", *(f"blocks.{number}." for number in range(len(self.blocks)))]
+
     def tokens(self, patch_BNV: Tensor, grid_zyx: tuple[int, int, int], visible_BK: Tensor | None = None) -> Tensor:
         """Embeds the visible patches and adds their positions: (B, K, D); all patches where `visible_BK` is None."""
         position_ND = position_table(grid_zyx, self.width, patch_BNV.device).to(self.embed.weight.dtype)
