@@ -153,7 +153,14 @@ def test_a_frozen_encoder_does_not_move_bit_for_bit(tiny_study, tmp_path, pretra
     encoder, made_by = pretrained
     how = {"lr": 0.003, "transfer": "decoder_first", "frozen": frozen}
     run(tiny_study, tmp_path / "first", encoder, init="mae", init_card=made_by, recipe=how)
-    run(tiny_study, tmp_path / "probe", encoder, init="mae", init_card=made_by, recipe={**how, "transfer": "linear_probe"})
+    run(
+        tiny_study,
+        tmp_path / "probe",
+        encoder,
+        init="mae",
+        init_card=made_by,
+        recipe={**how, "transfer": "linear_probe"},
+    )
     before = weights(encoder)
     for folder, moved in ((tmp_path / "first", moves), (tmp_path / "probe", False)):
         after = weights(folder / "out" / "model.safetensors")

@@ -1,6 +1,7 @@
 """`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def run(
     from voxprior.engine import device as devices
     from voxprior.engine import kept, summary
     from voxprior.engine.loop import Plan, train
+    from voxprior.nets.transfer import loaded
     from voxprior.nets.weights import write_weights
     from voxprior.segment import model as segment
     from voxprior.segment import rates
@@ -43,6 +45,7 @@ def run(
     if kept.give_back(output, work, key, reads):
         return
     network, report = _build(card, card_path, encoder)
+    print(f"voxprior: {card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
     config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
     model, region = segment.Model(config, network), segment.region(config)
 
@@ -87,7 +90,7 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     import torch
 
     from voxprior.nets.backbones import Backbone
-    from voxprior.nets.transfer import place
+    from voxprior.nets.transfer import load_report, place
 
     if (card.init == "scratch") != (encoder is None):
         advice = "leave out --encoder" if encoder else "give its encoder with --encoder"
@@ -97,20 +100,12 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     # seed gives every init the same fresh decoder.
     torch.manual_seed(card.seed)
     network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
-    if encoder is not None:
-        state, expected = _read_encoder(encoder, card)
-        return network, place(state, network, expected)
-    return network, {
-        "encoder_tensors": 0,
-        "placed": 0,
-        "placed_share": None,
-        "dropped": [],
-        "network_tensors": len(network.state_dict()),
-        "network_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "placed_parameters": 0,
-        "placed_parameter_share": 0.0,
-        "fresh": list(network.state_dict()),
-    }
+    if encoder is None:
+        return network, load_report(network)
+    if card.init_file is not None:
+        return network, _take_file(encoder, card, network, backbone)
+    state, expected = _read_encoder(encoder, card)
+    return network, place(state, network, expected)
 
 
 def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
@@ -127,3 +122,52 @@ def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
             "pretraining again"
         )
     return state, about.get("tensors", list(state))
+
+
+def _take_file(path: Path, card: Any, network: Any, backbone: Any) -> dict[str, Any]:
+    """Takes over a file of weights that the study names, and no other: the load report.
+
+    Raises:
+        Refusal: its content is not what the card names, it is of another backbone, or it does not fit.
+    """
+    import torch
+
+    from voxprior.data.files import sha256_of
+    from voxprior.nets.foreign import Taking, place_file
+    from voxprior.nets.weights import read_weights
+
+    if (sha256 := sha256_of(path)) != card.init_file.sha256:
+        raise Refusal(f"{path} has changed since its card was written (SHA-256 {sha256[:16]}…): run the study again")
+    state, about = read_weights(path, "give a safetensors file")
+    made_by = about.get("card") or about
+    if made_by.get("architecture") and (other := _other_sizes(made_by, card)):
+        raise Refusal(
+            f"{path} holds an encoder of {made_by.get('backbone', 'another backbone')} ({other}), which does not fit "
+            f"{card.backbone}: fine-tune it on its own backbone"
+        )
+    _warn_of_spacing(path, made_by, card)
+    with torch.device("meta"):
+        expected = list(backbone.encoder().state_dict())
+    taking = Taking(str(path), expected, card.channels, card.init_file.channels, card.init_file.decoder)
+    return place_file(state, network, taking)
+
+
+def _other_sizes(made_by: dict[str, Any], card: Any) -> str:
+    """Names what of a file's architecture is not the card's; what shapes cannot tell too, as the number of heads."""
+    if made_by.get("family", card.family) != card.family:
+        return f"family {made_by['family']} where the study has {card.family}"
+    theirs, ours = made_by["architecture"], card.architecture
+    # The decoder is not the encoder's, and a CNN may have been pretrained to another depth: tensors tell.
+    names = [name for name in ours if name in theirs and name not in ("decoder_channels", "pretrained_stages")]
+    return ", ".join(f"{n} {theirs[n]} where the study has {ours[n]}" for n in names if theirs[n] != ours[n])
+
+
+def _warn_of_spacing(path: Path, made_by: dict[str, Any], card: Any) -> None:
+    """Says where a file was trained on voxels of another size: it fits all the same, and looks at another scale."""
+    spacing_mm = (made_by.get("prepare") or {}).get("spacing_zyx_mm")
+    if spacing_mm and tuple(spacing_mm) != tuple(card.prepare.spacing_zyx_mm):
+        print(
+            f"voxprior: {path} was trained on voxels of {list(spacing_mm)} mm, the study has "
+            f"{list(card.prepare.spacing_zyx_mm)} mm: its features see another scale",
+            file=sys.stderr,
+        )

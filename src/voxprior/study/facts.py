@@ -16,6 +16,11 @@ def arms_of(study: dict[str, Any]) -> list[tuple[str, str]]:
     return [(b, init) for b, inits in study["inits"].items() for init in sorted(inits, key=lambda i: i != "scratch")]
 
 
+def pretrained(study: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lists the (backbone, init) that the study itself pretrains: neither scratch nor files of weights."""
+    return [(b, init) for b, init in arms_of(study) if init != "scratch" and init not in study.get("files", {})]
+
+
 def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None = None) -> list[gather.Cell]:
     """Lists the cells of one arm, of all budgets or of one."""
     budgets = study["split"]["budgets"] if budget is None else [budget]
@@ -28,12 +33,12 @@ def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None
 
 
 def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
-    """Names every init as its pretraining names itself; scratch first."""
+    """Names every init as its pretraining names itself, a file as the study does; scratch first."""
     found = {"scratch": "From scratch"}
-    for backbone, init in arms_of(study):
-        if init != "scratch":
-            summary = gather.read_json(gather.pretrain_folder(results, backbone, init, 0) / "summary.json")
-            found[init] = summary.get("title") or init
+    found |= {name: file["title"] or name for name, file in study.get("files", {}).items()}
+    for backbone, init in pretrained(study):
+        summary = gather.read_json(gather.pretrain_folder(results, backbone, init, 0) / "summary.json")
+        found[init] = summary.get("title") or init
     return found
 
 
@@ -97,7 +102,7 @@ def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
     """Reads the summary of every training: one row each, cell first, then the summary's own entries."""
     rows = []
     for backbone, init in arms_of(study):
-        for fold in range(study["split"]["folds"]) if init != "scratch" else ():
+        for fold in range(study["split"]["folds"]) if (backbone, init) in pretrained(study) else ():
             place = gather.pretrain_folder(results, backbone, init, fold)
             named = {"backbone": backbone, "init": init, "budget": 0, "fold": fold, "seed": study["pretrain"]["seed"]}
             rows.append({**named, "folder": place, **gather.read_json(place / "summary.json")})

@@ -66,7 +66,7 @@ def build(config: dict[str, Any], results: Path, overlays: list[Overlay]) -> Rep
         "people": gather.read_table(results / "intake" / study["dataset"] / "cases.csv")["person"].nunique(),
         "backbones": [_backbone(config, name, tables, drawn, simulated) for name in study["inits"]],
         "overlays": _overlays(overlays, titles),
-        "pretrainings": [_pretraining(results, *arm, drawn) for arm in facts.arms_of(study) if arm[1] != "scratch"],
+        "pretrainings": [_pretraining(results, *arm, drawn) for arm in facts.pretrained(study)],
         "finetunings": [_finetuning(results, study, name, drawn) for name in study["inits"]],
         "loads": facts.load_reports(results, study),
         "counts": facts.case_counts(results, study),
