@@ -118,6 +118,11 @@ class FinetuneCard(Strict):
     crop_vox: ZyxVox
     foreground: Share
     precision: Literal["fp32", "bf16"]
+    ema: Share = Field(
+        0, description="half-life of averaged weights, which are predicted with; 0: the last weights are"
+    )
+    validations: int = Field(10, ge=0)
+    patience: int = Field(0, ge=0)
     prepare: Prepare
     budget: Positive
     fold: int

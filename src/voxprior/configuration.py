@@ -229,6 +229,11 @@ class Finetune(Strict):
     seeds: list[int] = Field([0], min_length=1)
     foreground: Share = Field(0.5, description="share of crops centred on a labelled voxel")
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema: Share = Field(
+        0, description="predict with averaged weights of this half-life, a share of the run; 0: the last"
+    )
+    validations: int = Field(10, ge=0, description="times a run that crops of the split's val patients are looked at")
+    patience: int = Field(0, ge=0, description="validations without a better Dice that end a run; 0: none do")
 
 
 class Predict(Strict):

@@ -201,6 +201,45 @@ def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
     assert outcome.final["step"] == 19
 
 
+def watch(values, times=10, patience=0) -> loop.Watch:
+    """Sees these values, one after another, whatever the model is."""
+    left = iter(values)
+    return loop.Watch(times, lambda model: {"val_dice": next(left), "val_other": 0.0}, patience)
+
+
+def test_what_is_watched_stands_in_the_journal_and_changes_no_weight(uninterrupted, tmp_path):
+    model = toy()
+    seen = [0.1 * n for n in range(4)]
+    outcome = loop.train(model, batches_until(20), plan(tmp_path), watch(seen, times=4))
+    assert digest(model) == uninterrupted[1]
+    assert outcome.steps == 20
+    looked = {line["step"]: line["val_dice"] for line in lines(tmp_path) if "val_dice" in line}
+    assert looked == dict(zip([4, 9, 14, 19], seen, strict=True))
+    assert loop.Watch(3, dict).due(19, 20)
+    assert sum(loop.Watch(3, dict).due(step, 20) for step in range(20)) == 3
+
+
+def test_patience_ends_a_run_and_an_ended_run_stays_ended(tmp_path):
+    values = [0.1, 0.3, 0.2, 0.3, 0.25, 0.9]  # an equal one is no better one
+    outcome = loop.train(toy(), batches_until(20), plan(tmp_path), watch(values, patience=3))
+    assert outcome.steps == 10
+    assert outcome.final["step"] == lines(tmp_path)[-1]["step"] == 9
+    again = loop.train(toy(), batches_until(20), plan(tmp_path), watch([], patience=3))
+    assert again.steps == 10
+    assert again.final == outcome.final
+
+
+def test_a_resumed_run_remembers_the_best_it_has_seen(tmp_path):
+    stop = lambda step: step == 7 and os.kill(os.getpid(), 15)  # noqa: E731
+    with pytest.raises(Resumable):
+        loop.train(toy(), batches_until(20, hook=stop), plan(tmp_path / "cut"), watch([0.5, 0.4, 0.4, 0.4], patience=5))
+    outcome = loop.train(toy(), batches_until(20), plan(tmp_path / "cut"), watch([0.4, 0.4, 0.4, 0.4], patience=5))
+    whole = loop.train(toy(), batches_until(20), plan(tmp_path / "whole"), watch([0.5, *[0.4] * 9], patience=5))
+    assert outcome.steps == whole.steps == 12
+    files = [(tmp_path / name / "journal.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert files[0] == files[1]
+
+
 def test_workers_killed_by_the_signal_are_not_an_error(tmp_path):
     def hook(step):
         if step == 3:

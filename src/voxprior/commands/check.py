@@ -100,6 +100,11 @@ def check_split(resolved: Any) -> None:
     budgets = list(study.split.budgets)
     if budgets != sorted(set(budgets)):
         raise Refusal(f"config: split.budgets {budgets} must increase, each once: they are nested")
+    if study.finetune.patience and not (study.split.val and study.finetune.validations):
+        raise Refusal(
+            "config: finetune.patience ends runs by the val patients, and there are none: set split.val and "
+            "finetune.validations to 1 or more, or patience to 0"
+        )
     simulate = resolved.datasets[study.dataset].simulate
     if simulate is not None:
         left = simulate.patients - study.split.test - study.split.val

@@ -7,6 +7,8 @@ from typing import Any
 
 from voxprior.errors import Refusal
 
+_LEAST_CROPS, _MOST_CROPS = 4, 64  # of the val patients, two each
+
 
 def run(
     card_path: Path,
@@ -26,27 +28,31 @@ def run(
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards
-    from voxprior.data.cache import content_key, read_index
+    from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import kept, summary
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.transfer import loaded
-    from voxprior.nets.weights import write_weights
     from voxprior.segment import model as segment
     from voxprior.segment import rates
-    from voxprior.whole import write_json
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
-    cases = _budget(splits, card.fold, card.budget)
-    key, reads = cards.card_hash(card), content_key(index, cases, sha256_of(encoder) if encoder else None)
+    fold = _fold(splits, card.fold, card.budget)
+    cases, watched = list(fold["budgets"][str(card.budget)]), list(fold["val"] if card.validations else [])
+    made_from = {"index": index, "splits": splits, "encoder": encoder}
+    inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
+    seen = content_key(index, watched) if watched else None  # the journal tells of them too
+    key, reads = cards.card_hash(card), content_key(index, cases, inputs["encoder_sha256"], seen)
+    if not card.ema:
+        (output / "last.safetensors").unlink(missing_ok=True)  # of an earlier run
     if kept.give_back(output, work, key, reads):
         return
     network, report = _build(card, card_path, encoder)
     print(f"voxprior: {card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
-    config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
+    config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5), ema=card.ema)
     model, region = segment.Model(config, network), segment.region(config)
 
     def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
@@ -58,26 +64,77 @@ def run(
     name = f"finetune {card.init}"
     rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
     plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
-    outcome = train(model, batches, plan)
+    outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
+    written = _write(output, model, card, plan, index, cases, report)
+    told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
+    summary.publish(output, plan, told, written)
+
+
+def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) -> Any:
+    """Says what is measured on the split's val patients, on the same few crops each time; None: nothing is.
+
+    Raises:
+        Refusal: a run is to end early by patients that are not there.
+    """
+    from voxprior.data.loaders import regions
+    from voxprior.engine.device import autocast
+    from voxprior.engine.loop import Watch
+    from voxprior.segment.model import crop_dice
+
+    if not cases:
+        if card.patience:
+            raise Refusal(
+                f"{index}: patience {card.patience} asks for val patients and validations, and there are none: set "
+                "split.val and finetune.validations, or patience to 0"
+            )
+        return None
+    crops = min(max(_LEAST_CROPS, 2 * len(cases)), _MOST_CROPS)
+    kept: list[Any] = []
+
+    def measure(model: Any) -> dict[str, float]:
+        if not kept:
+            steps = -(-crops // card.batch_size)
+            found = regions(
+                index, cases, region, seed=0, batch_size=card.batch_size, steps=steps, labels=True,
+                foreground=card.foreground,
+            )  # fmt: skip
+            kept.extend(batch for _, _, batch in found)
+        with autocast(where, card.precision):
+            return crop_dice(model, kept)
+
+    return Watch(card.validations, measure, card.patience)
+
+
+def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: list[str], report: Any) -> list[str]:
+    """Writes the weights that are predicted with, averaged ones with the last beside them, and the load report.
+
+    Returns:
+        The files' names.
+    """
+    from voxprior.data.cache import read_index
+    from voxprior.engine import device as devices
+    from voxprior.nets.weights import write_weights
+    from voxprior.whole import write_json
+
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
     about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
     about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
-    write_weights(output / "model.safetensors", network.state_dict(), about)
+    about["weights"] = "averaged" if card.ema else "last"
+    write_weights(output / "model.safetensors", model.chosen.state_dict(), about)
+    if card.ema:
+        write_weights(output / "last.safetensors", model.network.state_dict(), {**about, "weights": "last"})
     write_json(output / "load_report.json", report)
-    made_from = {"index": index, "splits": splits, "encoder": encoder}
-    inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
-    told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
-    summary.publish(output, plan, told, ["model.safetensors", "load_report.json"])
+    return ["model.safetensors", "load_report.json", *(["last.safetensors"] if card.ema else [])]
 
 
-def _budget(splits: Path, number: int, budget: int) -> list[str]:
-    """Lists the labelled cases of the fold's budget."""
+def _fold(splits: Path, number: int, budget: int) -> dict[str, Any]:
+    """Finds the fold, which must have the budget."""
     folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
     fold = next((fold for fold in folds if fold["fold"] == number), None)
     if fold is None or str(budget) not in fold["budgets"]:
         raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
-    return list(fold["budgets"][str(budget)])
+    return dict(fold)
 
 
 def _has_sides(classes: list[str]) -> bool:
