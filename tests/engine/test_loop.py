@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +105,16 @@ def test_journal_has_every_logged_step_and_the_loss_falls(uninterrupted):
     assert outcome.final == records[-1]
     assert records[0]["loss"] == pytest.approx(records[0]["error"] + 0.5 * records[0]["token"])
     clock = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
-    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second"}] * 20
+    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second", "waited"}] * 20
+
+
+def test_the_clock_tells_the_share_of_the_time_that_batches_were_waited_for(tmp_path):
+    slow = lambda step: time.sleep(0.05)  # noqa: E731
+    for hook, least, most in ((slow, 0.5, 1.0), (None, 0.0, 0.5)):
+        work = tmp_path / str(least)
+        loop.train(toy(), batches_until(5, hook=hook), plan(work, 5))
+        waited = json.loads((work / "clock.jsonl").read_text().splitlines()[-1])["waited"]
+        assert least < waited < most
 
 
 @pytest.mark.parametrize("at", [0, 7, 18])

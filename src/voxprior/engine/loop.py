@@ -7,7 +7,7 @@ run is, and a resumed run equals an uninterrupted one bit for bit.
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,15 @@ class _Run(Learner):
             self.start = plan.total_steps
         self.peak = peak_flops(plan.device, plan.precision)
         self.began = self.saved = time.monotonic()
+        self.waited = 0.0
+
+    def timed(self, batches: Iterable[tuple[int, Tensor, Batch]]) -> Iterator[tuple[int, Tensor, Batch]]:
+        """Hands batches through and adds up how long they were waited for."""
+        rest, asked = iter(batches), time.monotonic()
+        for item in rest:
+            self.waited += time.monotonic() - asked
+            yield item
+            asked = time.monotonic()
 
     def seconds(self) -> float:
         """Training time so far, over all parts of an interrupted run."""
@@ -102,7 +111,7 @@ class _Run(Learner):
         self.journal.write(record)
         self.told["final"] = record
         took = (time.monotonic() - self.began) / (step + 1 - self.start)
-        speed = {"voxels_per_second": voxels / took}
+        speed = {"voxels_per_second": voxels / took, "waited": self.waited / (took * (step + 1 - self.start))}
         if self.peak is not None:
             speed["mfu"] = self.flops / took / self.peak
         self.clock.write({"step": step, "seconds": self.seconds(), **speed})
@@ -148,7 +157,7 @@ def train(model: nn.Module, batches: Batches, plan: Plan, watch: Watch | None = 
     with states.Stop() as stop:
         run = _Run(model, plan)
         try:
-            for step, key_B, batch in progress(batches(run.start), plan.total_steps, plan.label, run.start):
+            for step, key_B, batch in progress(run.timed(batches(run.start)), plan.total_steps, plan.label, run.start):
                 values, names = run.step(step, key_B, batch)
                 seen = watch.measure(run.model) if watch and watch.due(step, plan.total_steps) else {}
                 if watch and seen:
