@@ -56,6 +56,7 @@ class IntakeCard(Strict):
     layout: Layout
     channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: dict[ClassName, list[Positive]]
+    ignore: list[Positive] = Field([], exclude_if=lambda values: not values)  # cards of before keep their hash
     modality: Literal["ct", "mr", "other"] = Field("other", description="for the proposals of the fingerprint")
     patient: str | None = None
     person: str | None = None
@@ -68,6 +69,7 @@ class PrepareCard(Strict):
     dataset: Name
     channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: list[list[Positive]]
+    ignore: list[Positive] = Field([], exclude_if=lambda values: not values)  # cards of before keep their hash
     prepare: Prepare
 
 
@@ -141,6 +143,7 @@ class ScoreCard(Strict):
 
     classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
+    ignore: dict[Name, list[Positive]] = Field({}, exclude_if=lambda values: not values)
     score: Score
 
 

@@ -118,6 +118,9 @@ class Dataset(Strict):
     layout: Layout
     channels: list[ChannelName] = Field(["image"], min_length=1, description="names of an image's channels, in order")
     classes: dict[ClassName, list[Positive]] = Field(description="class name -> values in the label files")
+    ignore: list[Positive] = Field(
+        [], description="values in the label files that mean 'not known': trained on by nobody, scored by nobody"
+    )
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
     simulate: Simulate | None = None

@@ -3,7 +3,9 @@ STUDY = RESOLVED["study"]
 R = STUDY["results"]
 SCORED = [STUDY["dataset"], *STUDY["external"]]
 DATASETS = [*SCORED, *STUDY["pool"]]
+IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
+CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
 CELLS = [
     {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "seed": seed}
     for backbone, inits in STUDY["inits"].items()

@@ -66,8 +66,8 @@ def resolve(study):
         "backbones": {name: backbone_numbers(study, name) for name in inits},
         "methods": {name: method_numbers(study, name) for name in methods},
     }
-    schema = json.loads(Path(SCHEMA).read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(resolved))
+    known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
+    error = jsonschema.exceptions.best_match(known.iter_errors(resolved))
     if error is not None:
         raise WorkflowError(sentence(error))
     validate(resolved, SCHEMA)  # fills in the defaults
@@ -95,11 +95,13 @@ def dataset_cards(name):
     yield f"fetch/{name}", {key: d[key] for key in ("dataset", "source")}
     if "simulate" in d:
         yield f"simulate/{name}", {key: d[key] for key in ("dataset", "layout", "simulate")}
-        d["layout"] = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
+        where = {f"{kind}s": f"{kind}s/{{case}}.nii.gz" for kind in ("image", "label")}
+        d["layout"] = {"kind": "folder", "root": ".", **where}
     d["simulated"] = "simulate" in d
-    keys = ("dataset", "layout", "simulated", "channels", "classes", "modality", "patient", "person")
+    both = ("dataset", "channels", *(["ignore"] if name in IGNORED else []))
+    keys = (*both, "layout", "simulated", "classes", "modality", "patient", "person")
     yield f"intake/{name}", {key: d[key] for key in keys}
-    yield f"prepare/{name}", {k: d[k] for k in ("dataset", "channels", "prepare")} | {"classes": class_values(name)}
+    yield f"prepare/{name}", {key: d[key] for key in (*both, "prepare")} | {"classes": class_values(name)}
 
 
 def network(backbone):
@@ -132,18 +134,16 @@ def finetune_card(cell):
     return what | {key: int(cell[key]) for key in ("budget", "fold", "seed")}
 
 
-def cell_path(stage, cell):
-    return "{}/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(stage, **cell)
-
-
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
     cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
-    cards |= {"pretrain/{backbone}/{init}/fold{fold}".format(**arm): pretrain_card(*arm.values()) for arm in PRETRAININGS}
-    cards |= {cell_path("finetune", cell): finetune_card(cell) for cell in CELLS}
+    for arm in PRETRAININGS:
+        cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
+    cards |= {f"finetune/{CELL}".format(**cell): finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in SCORED}}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | ({"ignore": IGNORED} if IGNORED else {})
+    cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
     return cards

@@ -1,6 +1,3 @@
-CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
-
-
 rule finetune:
     input:
         card=f"{R}/cards/finetune/{CELL}.json",

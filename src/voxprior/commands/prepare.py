@@ -36,7 +36,7 @@ def run(card: Path, cases: Path, output: Path, workers: int) -> None:
     own = {
         content.channels.index(name): (one.kind, one.low, one.high) for name, one in content.prepare.channels.items()
     }
-    recipe = replace(recipe, channels=len(content.channels), own=own)
+    recipe = replace(recipe, channels=len(content.channels), own=own, ignore=tuple(content.ignore))
     made = prepare.prepare_all(rows, output.parent, recipe, workers)
     index = {
         "format": cache.FORMAT,

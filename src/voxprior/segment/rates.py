@@ -35,18 +35,30 @@ def layer_rate(layer: int, layers: int, decay: float) -> float:
     return float(decay ** (layers - layer))
 
 
+def layers_of(encoder: Any) -> list[str]:
+    """Lists what parameter names begin with, a layer or stage each, input first.
+
+    An encoder may say it itself (`layers`); otherwise names up to their first number are a layer: `stem.convs.0.`,
+    `stages.0.`, `stages.1.`, ...
+    """
+    if hasattr(encoder, "layers"):
+        return list(encoder.layers)
+    starts = (re.match(r".*?\.\d+\.|[^.]+\.", name) for name in encoder.state_dict())
+    return list(dict.fromkeys(start.group() for start in starts if start))
+
+
 def rules(recipe: Transfer, encoder: Any, placed: Collection[str]) -> Rules | None:
     """Makes the rules by which the parameters of `segment.model.Model` learn; None where all learn alike.
 
     Args:
         recipe: how the encoder is taken over.
-        encoder: the network's; its `layers` are the beginnings of its parameter names, input first.
+        encoder: the network's.
         placed: the network's tensors that hold pretrained values, as `encoder.…`.
     """
     if recipe.transfer == "full" and recipe.layer_decay == recipe.encoder_lr == 1.0:
         return None
     names = [name.removeprefix("encoder.") for name in placed if name.startswith("encoder.")]
-    layers = [start for start in encoder.layers if any(name.startswith(start) for name in names)]
+    layers = [start for start in layers_of(encoder) if any(name.startswith(start) for name in names)]
     made: Rules = {}
     for name in names:
         layer = next((number for number, start in enumerate(layers) if name.startswith(start)), len(layers))
