@@ -1,8 +1,7 @@
 """How much of a fine-tuning step is spent on reading it: `python benchmarks/finetune.py`.
 
 Noisy phantoms are cached as `prepare` caches scans. Reading and training take turns in one process, one thread, as
-jobs of the workflow do on a CPU; ratios are of processor time, medians of the steps. On a GPU other processes read: the
-last column says how many cores they need beside a step that reaches 40 % of an H100's peak in bfloat16.
+jobs of the workflow do on a CPU; the share is of processor time, medians of the steps.
 """
 
 import argparse
@@ -31,7 +30,6 @@ from voxprior.segment import model as segment  # noqa: E402
 
 SHAPE, CLASSES, BATCH, CASES = (160, 192, 192), 5, 2, 3
 ARMS = [("stunet_tiny", 32, 40), ("vit_tiny", 32, 40), ("stunet_s", 64, 2), ("vit_small", 64, 2)]
-GPU_FLOPS = 0.4 * 989e12
 
 
 def write_cache(folder: Path) -> tuple[Path, list[str]]:
@@ -81,11 +79,9 @@ def measure(name: str, side: int, steps: int, index: Path, cases: list[str]) -> 
         reading.append(read - began)
         learning.append(time.process_time() - read)
     read_s, learn_s = median(reading[1:]), median(learning[1:])  # the first opens files and counts operations
-    gpu_s = learner.flops / GPU_FLOPS
     return {
         "crop_vox": side, "batch_size": BATCH, "steps": steps, "read_ms": 1e3 * read_s, "step_ms": 1e3 * learn_s,
-        "share": read_s / (read_s + learn_s), "gflop": learner.flops / 1e9, "gpu_step_ms": 1e3 * gpu_s,
-        "gpu_readers": read_s / gpu_s,
+        "share": read_s / (read_s + learn_s), "gflop": learner.flops / 1e9, 
     }  # fmt: skip
 
 
@@ -99,8 +95,7 @@ def main() -> None:
         index, cases = write_cache(Path(folder))
         for name, side, steps in ARMS:
             told["arms"][name] = found = measure(name, side, steps, index, cases)
-            print(f"{name:<12}{side:>4}^3  read {found['read_ms']:7.2f} ms  step {found['step_ms']:8.1f} ms  "
-                  f"{found['share']:.2%}  cores to read for a GPU {found['gpu_readers']:.2f}")  # fmt: skip
+            print(f"{name:<12}{side:>4}^3  read {found['read_ms']:7.2f} ms  step {found['step_ms']:8.1f} ms  " f"{found['share']:.2%}")  # fmt: skip
     machine.write(options.output, told)
 
 
