@@ -81,7 +81,7 @@ def measure(name: str, side: int, steps: int, index: Path, cases: list[str]) -> 
     read_s, learn_s = median(reading[1:]), median(learning[1:])  # the first opens files and counts operations
     return {
         "crop_vox": side, "batch_size": BATCH, "steps": steps, "read_ms": 1e3 * read_s, "step_ms": 1e3 * learn_s,
-        "share": read_s / (read_s + learn_s), "gflop": learner.flops / 1e9, 
+        "share": read_s / (read_s + learn_s), "gflop": learner.flops / 1e9,
     }  # fmt: skip
 
 
@@ -95,7 +95,8 @@ def main() -> None:
         index, cases = write_cache(Path(folder))
         for name, side, steps in ARMS:
             told["arms"][name] = found = measure(name, side, steps, index, cases)
-            print(f"{name:<12}{side:>4}^3  read {found['read_ms']:7.2f} ms  step {found['step_ms']:8.1f} ms  " f"{found['share']:.2%}")  # fmt: skip
+            times = f"read {found['read_ms']:7.2f} ms  step {found['step_ms']:8.1f} ms"
+            print(f"{name:<12}{side:>4}^3  {times}  {found['share']:.2%}")
     machine.write(options.output, told)
 
 

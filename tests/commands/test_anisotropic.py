@@ -17,7 +17,7 @@ def test_thin_crops_of_anisotropic_scans(tiny_study, tmp_path, family):
     how = {
         "crop_vox": CROPS[family],
         "prepare": prepare,
-        "steps": 60 if family == "cnn" else 25,
+        "steps": 60,
         "recipe": {"lr": 0.02},
         "foreground": 1.0,
     }

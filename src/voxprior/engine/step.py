@@ -69,12 +69,13 @@ class Plan:
         return max(1, min(50, self.total_steps // 200))
 
     @property
-    def counted_steps(self) -> tuple[int, int]:
-        """Steps whose operations are counted: the first, and the one in the middle.
+    def counted_steps(self) -> tuple[int, ...]:
+        """Steps whose operations are counted: the first, and the one in the middle; the last where parts join late.
 
         A schedule may leave work out at the start, as a teacher whom nobody asks yet.
         """
-        return 0, self.total_steps // 2
+        late = any(rule.get("from") for rule in (self.rules or {}).values())
+        return (0, self.total_steps // 2, *([self.total_steps - 1] if late else []))
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe, rules: Rules | None = None) -> list[dict[str, Any]]:
