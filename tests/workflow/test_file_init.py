@@ -18,7 +18,14 @@ def test_a_study_from_a_file_of_weights(tmp_path, snakemake, write_study):
     recipes = {"mini_cnn": {"finetune": {"transfer": "decoder_first", "frozen": 0.5}}}
     split = {"test": 2, "val": 1, "budgets": [3]}
     folder = write_study(
-        tmp_path / "study", inits=inits, files=files, methods={}, split=split, finetune=finetune, recipes=recipes
+        tmp_path / "study",
+        inits=inits,
+        files=files,
+        methods={},
+        pool=[],
+        split=split,
+        finetune=finetune,
+        recipes=recipes,
     )
     torch.manual_seed(3)
     save_file(dict(Backbone("", "cnn", CNN).encoder().state_dict()), folder / "my weights.safetensors")
