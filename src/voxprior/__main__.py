@@ -320,6 +320,23 @@ def take_in(
 
 
 @app.command()
+def doctor(
+    backbones: Annotated[bool, typer.Option("--backbones", help="what each network costs, instead")] = False,
+    study: Annotated[
+        Path | None, typer.Option(help="study file whose crop, batch and classes are counted", callback=_there)
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: as `track`")] = None,
+) -> None:
+    """Look at this machine: what is missing, what is known to be bad. Exit code 1 where something must be mended."""
+    from voxprior.commands import doctor as verb
+
+    if backbones:
+        verb.run_backbones(study)
+    elif not verb.run(store or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"):
+        raise typer.Exit(1)
+
+
+@app.command()
 def schema(output: Annotated[Path, typer.Option()] = Path("config/schema.json")) -> None:
     """Write the JSON schema of the configuration from the models."""
     from voxprior.commands import schema as verb

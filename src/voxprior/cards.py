@@ -15,6 +15,7 @@ from voxprior.configuration import (
     ChannelName,
     ClassName,
     Compare,
+    FinetuneRecipe,
     Layout,
     Name,
     Positive,
@@ -55,6 +56,7 @@ class IntakeCard(Strict):
     layout: Layout
     channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: dict[ClassName, list[Positive]]
+    ignore: list[Positive] = Field([], exclude_if=lambda values: not values)  # cards of before keep their hash
     modality: Literal["ct", "mr", "other"] = Field("other", description="for the proposals of the fingerprint")
     patient: str | None = None
     person: str | None = None
@@ -67,6 +69,7 @@ class PrepareCard(Strict):
     dataset: Name
     channels: list[ChannelName] = Field(["image"], min_length=1)
     classes: list[list[Positive]]
+    ignore: list[Positive] = Field([], exclude_if=lambda values: not values)  # cards of before keep their hash
     prepare: Prepare
 
 
@@ -92,22 +95,36 @@ class PretrainCard(Strict):
     fold: int
 
 
+class InitFile(Strict):
+    """What a file of weights holds, by its hash, and how it is taken over (`configuration.FileInit`)."""
+
+    sha256: str
+    channels: Positive | None = None
+    decoder: bool = False
+
+
 class FinetuneCard(Strict):
     """What a fine-tuning depends on."""
 
     init: Name
-    init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch")
+    init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch and for files")
+    init_file: InitFile | None = Field(None, description="for files")
     backbone: Name
     family: Literal["vit", "cnn"]
     architecture: dict[str, Any]
     channels: Positive = Field(default=1, description="of the images")
-    recipe: Recipe
+    recipe: FinetuneRecipe
     classes: list[ClassName]
     steps: Positive
     batch_size: Positive
     crop_vox: ZyxVox
     foreground: Share
     precision: Literal["fp32", "bf16"]
+    ema: Share = Field(
+        0, description="half-life of averaged weights, which are predicted with; 0: the last weights are"
+    )
+    validations: int = Field(10, ge=0)
+    patience: int = Field(0, ge=0)
     prepare: Prepare
     budget: Positive
     fold: int
@@ -126,6 +143,7 @@ class ScoreCard(Strict):
 
     classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
+    ignore: dict[Name, list[Positive]] = Field({}, exclude_if=lambda values: not values)
     score: Score
 
 

@@ -123,6 +123,9 @@ class Dataset(Strict):
     layout: Layout
     channels: list[ChannelName] = Field(["image"], min_length=1, description="names of an image's channels, in order")
     classes: dict[ClassName, list[Positive]] = Field(description="class name -> values in the label files")
+    ignore: list[Positive] = Field(
+        [], description="values in the label files that mean 'not known': trained on by nobody, scored by nobody"
+    )
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
     simulate: Simulate | None = None
@@ -173,6 +176,17 @@ class Recipe(Strict):
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: any")
 
 
+class FinetuneRecipe(Recipe):
+    """How a pretrained encoder is taken over. The defaults train all of the network alike."""
+
+    transfer: Literal["full", "linear_probe", "decoder_first"] = Field(
+        "full", description="linear_probe: the encoder stays as it is; decoder_first: for the share `frozen` of the run"
+    )
+    frozen: Share = Field(0.1, description="decoder_first alone; then the encoder has a warm-up of its own")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of an encoder's layer over that of the next one")
+    encoder_lr: float = Field(1.0, gt=0, description="rate of the encoder over that of the decoder")
+
+
 class Backbone(Strict):
     """`config/backbones/<name>.yaml`: one encoder family, its size, and its training recipes."""
 
@@ -182,7 +196,7 @@ class Backbone(Strict):
     cnn: Cnn | None = None
     pretrain: Recipe
     scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
-    finetune: Recipe = Field(description="fine-tuning from a pretrained encoder")
+    finetune: FinetuneRecipe = Field(description="fine-tuning from a pretrained encoder")
 
 
 # ------------------------------------------------------------------------------------------------- the study
@@ -230,6 +244,11 @@ class Finetune(Strict):
     seeds: list[int] = Field([0], min_length=1)
     foreground: Share = Field(0.5, description="share of crops centred on a labelled voxel")
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema: Share = Field(
+        0, description="predict with averaged weights of this half-life, a share of the run; 0: the last"
+    )
+    validations: int = Field(10, ge=0, description="times a run that crops of the split's val patients are looked at")
+    patience: int = Field(0, ge=0, description="validations without a better Dice that end a run; 0: none do")
 
 
 class Predict(Strict):
@@ -254,6 +273,17 @@ class Compare(Strict):
     seed: int = 0
 
 
+class FileInit(Strict):
+    """Weights from elsewhere that an init starts from: names and shapes are those of our own files."""
+
+    path: str = Field(description="safetensors; an encoder, or a whole network whose encoder is `encoder.…`")
+    title: str = Field("", description="how tables and figures name it; default: the init's name")
+    channels: Positive | None = Field(
+        None, description="of the images it was trained on: says that its stem is made to fit the study's scans"
+    )
+    decoder: bool = Field(False, description="take the decoder's tensors too, where name and shape are the network's")
+
+
 class Study(Strict):
     """`config/config.yaml` or `config/studies/<name>.yaml`: which data, methods and budgets are compared."""
 
@@ -268,9 +298,13 @@ class Study(Strict):
     prepare: Prepare
     split: Split
     allow_leakage: bool = Field(False, description="go on where scored cases are learned from; stamps every table")
-    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, or methods) compared on it")
+    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, methods, files) compared on it")
+    files: dict[Name, FileInit] = Field({}, description="inits that are files of weights")
     preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
     methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")
+    recipes: dict[Name, dict[Literal["pretrain", "scratch", "finetune"], dict[str, Any]]] = Field(
+        {}, description="numbers changed for this study in a backbone's recipes"
+    )
     pretrain: Pretrain
     finetune: Finetune
     predict: Predict = Predict()

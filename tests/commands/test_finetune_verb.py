@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import signal
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save, save_file
 
 from voxprior.cards import card_hash, read_card
 from voxprior.commands import finetune, pretrain
-from voxprior.errors import Refusal
+from voxprior.errors import Refusal, Resumable
 
 FILES = ["clock.jsonl", "journal.jsonl", "load_report.json", "model.safetensors", "summary.json"]
 
@@ -141,3 +143,107 @@ def test_mirroring_is_left_out_where_classes_have_sides():
     assert finetune._has_sides(["liver", "kidney_left"])
     assert finetune._has_sides(["right_lung"])
     assert not finetune._has_sides(["liver", "bright_spot", "cleft"])
+
+
+def weights(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("frozen", "moves"), [(0.5, True), (1.0, False)])
+def test_a_frozen_encoder_does_not_move_bit_for_bit(tiny_study, tmp_path, pretrained, frozen, moves):
+    encoder, made_by = pretrained
+    how = {"lr": 0.003, "transfer": "decoder_first", "frozen": frozen}
+    run(tiny_study, tmp_path / "first", encoder, init="mae", init_card=made_by, recipe=how)
+    run(
+        tiny_study,
+        tmp_path / "probe",
+        encoder,
+        init="mae",
+        init_card=made_by,
+        recipe={**how, "transfer": "linear_probe"},
+    )
+    before = weights(encoder)
+    for folder, moved in ((tmp_path / "first", moves), (tmp_path / "probe", False)):
+        after = weights(folder / "out" / "model.safetensors")
+        same = [torch.equal(after["encoder." + name], tensor) for name, tensor in before.items()]
+        assert not any(same) if moved else all(same)
+    told = json.loads((tmp_path / "probe" / "out" / "summary.json").read_text())
+    assert told["parameters"] == sum(t.numel() for name, t in after.items() if not name.startswith("encoder."))
+
+
+def with_val(study, tmp_path, cases=("phantom_4", "phantom_5")):
+    content = json.loads(study.splits.read_text())
+    content["folds"][0]["val"] = list(cases)
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def journal(folder):
+    return [json.loads(line) for line in (folder / "out" / "journal.jsonl").read_text().splitlines()]
+
+
+def test_averaged_weights_are_predicted_with_and_the_last_are_kept_beside_them(tiny_study, tmp_path):
+    run(tiny_study, tmp_path / "plain")
+    run(tiny_study, tmp_path / "ema", ema=0.5)
+    plain, kept = weights(tmp_path / "plain/out/model.safetensors"), weights(tmp_path / "ema/out/last.safetensors")
+    averaged = weights(tmp_path / "ema/out/model.safetensors")
+    assert plain.keys() == kept.keys() == averaged.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in plain.items())  # averaging changes no training
+    assert not all(torch.equal(tensor, averaged[name]) for name, tensor in plain.items())
+    for name, said in (("model", "averaged"), ("last", "last")):
+        with safe_open(tmp_path / f"ema/out/{name}.safetensors", framework="pt") as file:
+            about = json.loads(file.metadata()["voxprior"])
+        assert about["weights"] == said
+        assert about["card"]["ema"] == 0.5
+    run(tiny_study, tmp_path / "ema")
+    assert not (tmp_path / "ema/out/last.safetensors").exists()
+
+
+def test_an_interrupted_run_with_averages_and_validations_ends_as_an_uninterrupted_one(
+    tiny_study, tmp_path, monkeypatch
+):
+    from voxprior.segment import model as segment
+
+    splits = with_val(tiny_study, tmp_path)
+    card = tiny_study.card("finetune", ema=0.3, validations=3, steps=6, recipe={"lr": 0.003, "layer_decay": 0.9})
+    given = (card, tiny_study.index, splits)
+    finetune.run(*given, tmp_path / "whole/out", tmp_path / "whole/work", None, 1, "cpu")
+    step = segment.Model.after_step
+
+    def stop(model, progress, total):
+        if progress == 3 / 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(model, progress, total)
+
+    monkeypatch.setattr(segment.Model, "after_step", stop)
+    with pytest.raises(Resumable):
+        finetune.run(*given, tmp_path / "cut/out", tmp_path / "cut/work", None, 1, "cpu")
+    monkeypatch.undo()
+    finetune.run(*given, tmp_path / "cut/out", tmp_path / "cut/work", None, 1, "cpu")
+    for name in ("model.safetensors", "last.safetensors", "journal.jsonl"):
+        assert (tmp_path / "cut/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes(), name
+
+
+def test_val_patients_are_watched_and_change_no_weight(tiny_study, tmp_path):
+    run(tiny_study, tmp_path / "plain", validations=2)
+    card = tiny_study.card("finetune", validations=2)
+    given = (card, tiny_study.index, with_val(tiny_study, tmp_path))
+    finetune.run(*given, tmp_path / "val/out", tmp_path / "val/work", None, 1, "cpu")
+    assert [line["step"] for line in journal(tmp_path / "val") if "val_dice" in line] == [1, 3]
+    assert not [line for line in journal(tmp_path / "plain") if "val_dice" in line]
+    before, after = (weights(tmp_path / name / "out/model.safetensors") for name in ("plain", "val"))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_run_may_end_early_by_the_val_patients_and_by_no_others(tiny_study, tmp_path):
+    how = {"patience": 2, "validations": 12, "steps": 12, "recipe": {"lr": 1e-30, "weight_decay": 0.0}}
+    with pytest.raises(Refusal, match="patience 2 asks for val patients"):
+        run(tiny_study, tmp_path / "none", **how)
+    card = tiny_study.card("finetune", **how)
+    given = (card, tiny_study.index, with_val(tiny_study, tmp_path))
+    finetune.run(*given, tmp_path / "val/out", tmp_path / "val/work", None, 1, "cpu")
+    summary = json.loads((tmp_path / "val/out/summary.json").read_text())
+    assert summary["steps"] == 3  # nothing learned is nothing better
+    assert summary["voxels_seen"] == 3 * 2 * 16**3

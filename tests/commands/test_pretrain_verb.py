@@ -137,3 +137,9 @@ def test_the_command_line_tells_how_it_ended_by_its_exit_code(tiny_study, tmp_pa
     refused = subprocess.run([*map(str, command), "--device", "gpu"], stderr=subprocess.PIPE, text=True)
     assert refused.returncode == EXIT_REFUSED
     assert refused.stderr.count("\n") == 1
+
+
+def test_the_encoder_takes_as_many_channels_as_the_scans_have(tiny_study):
+    card = tiny_study.card("pretrain", channels=3)
+    model, _, _ = pretrain.build(read_card("pretrain", card), card)
+    assert model.encoder.channels_in == 3

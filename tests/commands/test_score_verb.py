@@ -122,3 +122,22 @@ def test_scoring_pays_for_neither_torch_nor_pandas(study):
     done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_voxels_that_nobody_knows_are_not_scored(study):
+    """Value 5 means `not known` in one dataset: what is predicted there is no mistake."""
+    card = json.loads((study / "card.json").read_text())
+    for row in ("here", "there"):
+        path = study / row / "labels" / "a.nii.gz"
+        label = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+        label[10:12] = 5  # all that was predicted beyond the box
+        write_map(path, label)
+    before = {
+        row["dataset"]: float(row["value"]) for row in run(study) if (row["class"], row["metric"]) == ("box", "dice")
+    }
+    (study / "card.json").write_text(json.dumps({**card, "ignore": {"here": [5]}}))
+    after = {
+        row["dataset"]: float(row["value"]) for row in run(study) if (row["class"], row["metric"]) == ("box", "dice")
+    }
+    assert after["there"] == before["there"] == pytest.approx(2 * 4 / 12)
+    assert after["here"] == pytest.approx(2 * 4 / 10)

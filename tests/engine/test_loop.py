@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +105,16 @@ def test_journal_has_every_logged_step_and_the_loss_falls(uninterrupted):
     assert outcome.final == records[-1]
     assert records[0]["loss"] == pytest.approx(records[0]["error"] + 0.5 * records[0]["token"])
     clock = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
-    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second"}] * 20
+    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second", "waited"}] * 20
+
+
+def test_the_clock_tells_the_share_of_the_time_that_batches_were_waited_for(tmp_path):
+    slow = lambda step: time.sleep(0.05)  # noqa: E731
+    for hook, least, most in ((slow, 0.5, 1.0), (None, 0.0, 0.5)):
+        work = tmp_path / str(least)
+        loop.train(toy(), batches_until(5, hook=hook), plan(work, 5))
+        waited = json.loads((work / "clock.jsonl").read_text().splitlines()[-1])["waited"]
+        assert least < waited < most
 
 
 @pytest.mark.parametrize("at", [0, 7, 18])
@@ -199,6 +209,45 @@ def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
     outcome = loop.train(model, batches_until(20, hook=lambda step: pytest.fail("trained again")), plan(tmp_path))
     assert digest(model) == uninterrupted[1]
     assert outcome.final["step"] == 19
+
+
+def watch(values, times=10, patience=0) -> loop.Watch:
+    """Sees these values, one after another, whatever the model is."""
+    left = iter(values)
+    return loop.Watch(times, lambda model: {"val_dice": next(left), "val_other": 0.0}, patience)
+
+
+def test_what_is_watched_stands_in_the_journal_and_changes_no_weight(uninterrupted, tmp_path):
+    model = toy()
+    seen = [0.1 * n for n in range(4)]
+    outcome = loop.train(model, batches_until(20), plan(tmp_path), watch(seen, times=4))
+    assert digest(model) == uninterrupted[1]
+    assert outcome.steps == 20
+    looked = {line["step"]: line["val_dice"] for line in lines(tmp_path) if "val_dice" in line}
+    assert looked == dict(zip([4, 9, 14, 19], seen, strict=True))
+    assert loop.Watch(3, dict).due(19, 20)
+    assert sum(loop.Watch(3, dict).due(step, 20) for step in range(20)) == 3
+
+
+def test_patience_ends_a_run_and_an_ended_run_stays_ended(tmp_path):
+    values = [0.1, 0.3, 0.2, 0.3, 0.25, 0.9]  # an equal one is no better one
+    outcome = loop.train(toy(), batches_until(20), plan(tmp_path), watch(values, patience=3))
+    assert outcome.steps == 10
+    assert outcome.final["step"] == lines(tmp_path)[-1]["step"] == 9
+    again = loop.train(toy(), batches_until(20), plan(tmp_path), watch([], patience=3))
+    assert again.steps == 10
+    assert again.final == outcome.final
+
+
+def test_a_resumed_run_remembers_the_best_it_has_seen(tmp_path):
+    stop = lambda step: step == 7 and os.kill(os.getpid(), 15)  # noqa: E731
+    with pytest.raises(Resumable):
+        loop.train(toy(), batches_until(20, hook=stop), plan(tmp_path / "cut"), watch([0.5, 0.4, 0.4, 0.4], patience=5))
+    outcome = loop.train(toy(), batches_until(20), plan(tmp_path / "cut"), watch([0.4, 0.4, 0.4, 0.4], patience=5))
+    whole = loop.train(toy(), batches_until(20), plan(tmp_path / "whole"), watch([0.5, *[0.4] * 9], patience=5))
+    assert outcome.steps == whole.steps == 12
+    files = [(tmp_path / name / "journal.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert files[0] == files[1]
 
 
 def test_workers_killed_by_the_signal_are_not_an_error(tmp_path):

@@ -195,15 +195,33 @@ def test_a_methods_rules_set_rate_and_decay():
     rules = {r"encoder\.0": {"rate": 0.0, "decay": 0.3}, "token": {"rate": 2.0}}
     groups = step.parameter_groups(model, ADAMW, rules)
     assert {(group["rate"], group["weight_decay"], len(group["params"])) for group in groups} == {
-        (0.0, 0.3, 2),
         (1.0, 0.0, 4),
         (1.0, 0.1, 1),
         (2.0, 0.0, 1),
     }
+    assert not model.encoder[0].weight.requires_grad  # a rate of 0 costs nothing either
     before = model.encoder[0].weight.clone()
     learner = step.Learner(model, plan(rules=rules))
     learner.step(0, torch.arange(4), {"row_BV": torch.ones(4, 6)})
     assert torch.equal(model.encoder[0].weight, before)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "lars"])
+def test_what_joins_later_stands_still_until_then_and_has_a_cycle_of_its_own(optimiser):
+    recipe = ADAMW.model_copy(update={"optimiser": optimiser, "warmup": 0.2})
+    model = Toy()
+    learner = step.Learner(model, plan(recipe=recipe, rules={r"^encoder\.": {"rate": 0.5, "from": 0.3}}))
+    late = [group for group in learner.optimiser.param_groups if group["from"]]
+    before, head = {name: t.clone() for name, t in model.encoder.state_dict().items()}, model.heads["up"].weight.clone()
+    for at in range(20):
+        learner.step(at, torch.arange(4), {"row_BV": torch.linspace(-1, 1, 24).reshape(4, 6)})
+        moved = [name for name, tensor in model.encoder.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert len(moved) == (len(before) if at >= 6 else 0), at  # 0.3 of 20 steps
+        if at == 0:
+            assert not torch.equal(model.heads["up"].weight, head)
+        wanted = 0.05 * 0.5 * warmup_cosine(at - 6, 14, 0.2) if at >= 6 else 0.0
+        assert all(group["lr"] == pytest.approx(wanted) for group in late)
+        assert learner.rate == pytest.approx(0.05 * warmup_cosine(at, 20, 0.2))
 
 
 def test_terms_add_as_weighted_means_and_an_empty_one_is_0():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from voxprior.errors import Refusal
 from voxprior.nets.residual import ResidualEncoder
-from voxprior.nets.transfer import place
+from voxprior.nets.transfer import load_report, loaded, place
 from voxprior.nets.unet import UNet
 
 CHANNELS = [4, 8, 8, 12]
@@ -35,13 +35,22 @@ def test_all_tensors_are_placed_and_the_rest_stays_fresh() -> None:
         "encoder_tensors": 30,
         "placed": 30,
         "placed_share": 1.0,
+        "decoder_tensors": 0,
+        "decoder_placed": 0,
+        "inflated": [],
         "dropped": [],
+        "dropped_parameters": 0,
+        "dropped_parameter_share": 0.0,
         "network_tensors": len(state),
         "network_parameters": total,
         "placed_parameters": placed,
         "placed_parameter_share": placed / total,
         "fresh": fresh,
+        "fresh_parameter_share": 1.0 - placed / total,
     }
+    share = f"{placed / total:.1%} of the network's parameters; {len(fresh)} tensors fresh"
+    assert loaded(report).startswith(f"30 of 30 encoder tensors placed, {share}")
+    assert loaded(load_report(network)) == f"from scratch: {total:,} parameters, all fresh"
 
 
 def test_the_network_then_computes_the_pretrained_features() -> None:

@@ -160,3 +160,58 @@ def test_image_and_labels_move_together():
     shown, known = views.volume_BCZYX[:, 0] > 0.5, views.labels_BZYX != 255
     assert ((shown == (views.labels_BZYX == 1)) | ~known).float().mean() > 0.97
     assert not torch.equal(views.labels_BZYX, labels)
+
+
+# ------------------------------------------------------------------------------------------ averaged weights, monitor
+def test_averaged_weights_are_the_mean_at_first_and_then_follow_by_their_half_life():
+    torch.manual_seed(0)
+    model = segment.Model(segment.Config(CROP, ema=0.05), Net())
+    assert model.chosen is model.average
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "network.encoder.weight",
+        "network.encoder.bias",
+    ]
+    total, seen, expected = 200, [], None
+    momentum = 0.5 ** (1 / 10)
+    for step in range(40):
+        model.network.encoder.weight.data.normal_()
+        seen.append(model.network.encoder.weight.detach().clone())
+        model.after_step(step / (total - 1), total)
+        keep = min(momentum, step / (step + 1))
+        expected = seen[-1] if expected is None else keep * expected + (1 - keep) * seen[-1]
+        if step == 5:
+            torch.testing.assert_close(model.average.encoder.weight, torch.stack(seen).mean(0))
+    torch.testing.assert_close(model.average.encoder.weight, expected)
+    plain = segment.Model(segment.Config(CROP), Net())
+    assert plain.chosen is plain.network
+    assert not [name for name in plain.state_dict() if name.startswith("average")]
+
+
+class Says(nn.Module):
+    """Answers with the class numbers that the image shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv3d(1, 1, 1)
+
+    def forward(self, volume):
+        assert not self.training
+        return nn.functional.one_hot((volume[:, 0] * 10).round().long(), 4).movedim(-1, 1).float()
+
+
+def test_crop_dice_pools_voxels_and_leaves_out_padding_and_absent_classes():
+    labels = torch.zeros(2, *CROP, dtype=torch.uint8)
+    labels[0, :2], labels[1, :4], labels[:, 6:] = 1, 2, 3
+    said = labels.clone()
+    said[0, 0], said[1, 4] = 0, 2  # half of class 1 missed; class 2 one plane too many
+    samples = batch() | {"labels_BZYX": labels, "region_BCZYX": said[:, None].to(torch.int16) * 100}
+    samples["valid_hi_B3"] = torch.tensor([[6, 8, 12]] * 2)  # class 3 is in the padding alone
+    model = segment.Model(segment.Config(CROP), Says())
+    one = 2 * 1 / (1 + 2)
+    two = 2 * 4 / (4 + 5)
+    assert segment.crop_dice(model, [samples]) == {"val_dice": pytest.approx((one + two) / 2)}
+    halves = [{name: tensor[at : at + 1] for name, tensor in samples.items()} for at in (0, 1)]
+    assert segment.crop_dice(model, halves) == segment.crop_dice(model, [samples])
+    assert model.network.training
+    empty = samples | {"labels_BZYX": torch.zeros_like(labels)}
+    assert segment.crop_dice(model, [empty]) == {}

@@ -1,5 +1,7 @@
 """Studies plan without data, and wrong ones are refused before any job."""
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,32 @@ def test_every_study_dry_runs_and_passes_the_check(study, tmp_path, snakemake, j
     assert (tmp_path / checked).exists()
 
 
+def test_a_file_of_weights_is_an_init_without_a_pretraining(tmp_path, snakemake, jobs):
+    """Its hash is on the card: another content is another run, another time stamp is none."""
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    config |= {"inits": {"vit_tiny": ["scratch", "mine"]}, "files": {"mine": {"path": "a file.safetensors"}}}
+    config["recipes"] = {"vit_tiny": {"finetune": {"layer_decay": 0.75}}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(config))
+    missing = snakemake(tmp_path, "-n", "--configfile", str(path))
+    assert "a file.safetensors is missing: correct the path" in missing.text
+    cards, hashes = [], []
+    for content in (b"one", b"two"):
+        (tmp_path / "a file.safetensors").write_bytes(content)
+        hashes.append(sha256(content).hexdigest())
+        wanted = [f"results/cards/finetune/vit_tiny/{init}/budget1/fold0/seed0.json" for init in ("mine", "scratch")]
+        done = snakemake(tmp_path, *wanted, "results/check.json", "--cores", "1", "--configfile", str(path))
+        assert done.returncode == 0, done.text
+        cards.append([json.loads((tmp_path / card).read_text()) for card in wanted])
+    assert [mine["init_file"]["sha256"] for mine, _ in cards] == hashes
+    assert cards[0][1] == cards[1][1]  # scratch
+    assert cards[0][0]["recipe"]["layer_decay"] == 0.75
+    assert "layer_decay" not in cards[0][1]["recipe"]
+    planned = jobs(snakemake(tmp_path, "-n", "--configfile", str(path)).text)
+    assert "pretrain" not in planned
+    assert planned["finetune"] == 2 * 2 * 2
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -84,8 +112,20 @@ def test_every_study_dry_runs_and_passes_the_check(study, tmp_path, snakemake, j
         ),
         ({"finetune": {"steps": "many", "crop_vox": [8, 8, 8]}}, ["finetune.steps", "'many'", "integer"]),
         ({"preset": "huge"}, ["no preset 'huge'", "tiny"]),
+        (
+            {"recipes": {"vit_tiny": {"finetune": {"layer_decy": 0.5}}}},
+            ["config/backbones/vit_tiny.yaml", "layer_decy", "layer_decay"],
+        ),
     ],
-    ids=["unknown key", "unknown dataset", "unknown method number", "unknown word", "wrong type", "unknown preset"],
+    ids=[
+        "unknown key",
+        "unknown dataset",
+        "unknown method number",
+        "unknown word",
+        "wrong type",
+        "unknown preset",
+        "unknown recipe number",
+    ],
 )
 def test_wrong_studies_are_refused_with_the_path_and_the_known_words(change, words, tmp_path, snakemake):
     config = {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **change}

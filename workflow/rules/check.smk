@@ -3,12 +3,22 @@ STUDY = RESOLVED["study"]
 R = STUDY["results"]
 SCORED = [STUDY["dataset"], *STUDY["external"]]
 DATASETS = [*SCORED, *STUDY["pool"]]
-CELLS = all_cells()
+IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
+FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
+CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
+CELLS = [
+    {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "seed": seed}
+    for backbone, inits in STUDY["inits"].items()
+    for init in inits
+    for budget in STUDY["split"]["budgets"]
+    for fold in range(STUDY["split"]["folds"])
+    for seed in STUDY["finetune"]["seeds"]
+]
 PRETRAININGS = [
     {"backbone": backbone, "init": init, "fold": fold}
     for backbone, inits in STUDY["inits"].items()
     for init in inits
-    if init != "scratch"
+    if init != "scratch" and init not in FILES
     for fold in range(STUDY["split"]["folds"])
 ]
 CARDS = all_cards()

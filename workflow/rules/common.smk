@@ -1,11 +1,7 @@
 """The only place for functions: names in the study become numbers, and numbers become run cards."""
 
 import json
-import os
-import shutil
-import sys
-from hashlib import sha256
-from itertools import product
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import jsonschema
@@ -15,12 +11,6 @@ from snakemake.utils import validate
 
 ROOT = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True))).parents[1]
 SCHEMA = str(ROOT / "config" / "schema.json")
-# Jobs call the `voxprior` of the environment that runs Snakemake; post-deploy scripts look for VOXPRIOR_HOME.
-PATHS = [str(Path(sys.executable).parent), *os.get_exec_path()]
-os.environ.update(PATH=os.pathsep.join(PATHS), VOXPRIOR_HOME=str(ROOT))
-for key, size in {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}.items():
-    os.environ.setdefault(key, str(size))  # keeps freed memory; both or neither: docs/decisions.md
-GPU = int(shutil.which("nvidia-smi") is not None)
 
 
 def numbers(kind, name):
@@ -39,6 +29,13 @@ def method_numbers(study, name):
     if preset not in presets:
         raise WorkflowError(f"config/methods/{name}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
     return {**presets[preset], **(study.get("methods") or {}).get(name, {})}
+
+
+def backbone_numbers(study, name):
+    """The backbone with the study's changes of its recipes."""
+    changes = (study.get("recipes") or {}).get(name) or {}
+    backbone = numbers("backbones", name)
+    return {**backbone, **{stage: {**backbone.get(stage, {}), **changed} for stage, changed in changes.items()}}
 
 
 def sentence(error):
@@ -60,16 +57,17 @@ def sentence(error):
 def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
-    methods = sorted({init for on in inits.values() for init in on or [] if init != "scratch"})
+    taken = {"scratch", *(study.get("files") or {})}
+    methods = sorted({init for on in inits.values() for init in on or []} - taken)
     datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
     resolved = {
         "study": study,
         "datasets": {name: numbers("datasets", name) for name in datasets},
-        "backbones": {name: numbers("backbones", name) for name in inits},
+        "backbones": {name: backbone_numbers(study, name) for name in inits},
         "methods": {name: method_numbers(study, name) for name in methods},
     }
-    schema = json.loads(Path(SCHEMA).read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(resolved))
+    known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
+    error = jsonschema.exceptions.best_match(known.iter_errors(resolved))
     if error is not None:
         raise WorkflowError(sentence(error))
     validate(resolved, SCHEMA)  # fills in the defaults
@@ -97,11 +95,13 @@ def dataset_cards(name):
     yield f"fetch/{name}", {key: d[key] for key in ("dataset", "source")}
     if "simulate" in d:
         yield f"simulate/{name}", {key: d[key] for key in ("dataset", "layout", "simulate")}
-        d["layout"] = {"kind": "folder", "root": ".", "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz"}
+        where = {f"{kind}s": f"{kind}s/{{case}}.nii.gz" for kind in ("image", "label")}
+        d["layout"] = {"kind": "folder", "root": ".", **where}
     d["simulated"] = "simulate" in d
-    keys = ("dataset", "layout", "simulated", "channels", "classes", "modality", "patient", "person")
+    both = ("dataset", "channels", *(["ignore"] if name in IGNORED else []))
+    keys = (*both, "layout", "simulated", "classes", "modality", "patient", "person")
     yield f"intake/{name}", {key: d[key] for key in keys}
-    yield f"prepare/{name}", {k: d[k] for k in ("dataset", "channels", "prepare")} | {"classes": class_values(name)}
+    yield f"prepare/{name}", {key: d[key] for key in (*both, "prepare")} | {"classes": class_values(name)}
 
 
 def network(backbone):
@@ -115,35 +115,35 @@ def pretrain_card(backbone, method, fold):
     return {"method": method, "config": RESOLVED["methods"][method], **network(backbone), **rest}
 
 
+def file_card(file):
+    """Says of a file of weights what a card holds: its content, and how it is taken over."""
+    if not Path(file["path"]).is_file():
+        raise WorkflowError(f"config: files: {file['path']} is missing: correct the path.")
+    with open(file["path"], "rb") as content:
+        return {"sha256": file_digest(content, "sha256").hexdigest(), **{k: file[k] for k in ("channels", "decoder")}}
+
+
 def finetune_card(cell):
     backbone, init = cell["backbone"], cell["init"]
-    pretrained = None if init == "scratch" else card_hash(pretrain_card(backbone, init, cell["fold"]))
-    what = {"init": init, "init_card": pretrained, "classes": STUDY["classes"]}
-    what["recipe"] = RESOLVED["backbones"][backbone]["finetune" if pretrained else "scratch"]
+    learned = init != "scratch" and init not in FILES
+    what = {"init": init, "classes": STUDY["classes"], "prepare": STUDY["prepare"], **network(backbone)}
+    what["init_card"] = card_hash(pretrain_card(backbone, init, cell["fold"])) if learned else None
+    what |= {"init_file": FILES[init]} if init in FILES else {}
+    what["recipe"] = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
     what |= {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
-    what |= {key: int(cell[key]) for key in ("budget", "fold", "seed")}
-    return {**what, **network(backbone), "prepare": STUDY["prepare"]}
-
-
-def cell_path(stage, cell):
-    return "{}/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(stage, **cell)
-
-
-def all_cells():
-    """One row per fine-tuning: backbone, init, budget, fold, seed."""
-    arms = [(backbone, init) for backbone, inits in STUDY["inits"].items() for init in inits]
-    rest = product(STUDY["split"]["budgets"], range(STUDY["split"]["folds"]), STUDY["finetune"]["seeds"])
-    return [dict(zip(("backbone", "init", "budget", "fold", "seed"), (*a, *r))) for a, r in product(arms, list(rest))]
+    return what | {key: int(cell[key]) for key in ("budget", "fold", "seed")}
 
 
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
     cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
-    cards |= {"pretrain/{backbone}/{init}/fold{fold}".format(**arm): pretrain_card(*arm.values()) for arm in PRETRAININGS}
-    cards |= {cell_path("finetune", cell): finetune_card(cell) for cell in CELLS}
+    for arm in PRETRAININGS:
+        cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
+    cards |= {f"finetune/{CELL}".format(**cell): finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": {n: class_values(n) for n in SCORED}}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | ({"ignore": IGNORED} if IGNORED else {})
+    cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
     return cards

@@ -3,7 +3,7 @@ rule compare:
         card=f"{R}/cards/compare.json",
         splits=f"{R}/splits.json",
         leakage=f"{R}/leakage.json",
-        scores=[f"{R}/{cell_path('finetune', cell)}/scores.csv" for cell in CELLS],
+        scores=[f"{R}/finetune/{CELL}/scores.csv".format(**cell) for cell in CELLS],
     output:
         multiext(
             f"{R}/tables/",

@@ -1,13 +1,13 @@
-CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
-
-
 rule finetune:
     input:
         card=f"{R}/cards/finetune/{CELL}.json",
         index=f"{R}/prepared/{STUDY['dataset']}/index.json",
         splits=f"{R}/splits.json",
+        # A file of the study's is known by the hash on the card, not by its time.
         encoder=lambda w: (
-            [] if w.init == "scratch" else f"{R}/pretrain/{w.backbone}/{w.init}/fold{w.fold}/encoder.safetensors"
+            ancient(STUDY["files"][w.init]["path"])
+            if w.init in FILES
+            else f"{R}/pretrain/{w.backbone}/{w.init}/fold{w.fold}/encoder.safetensors" if w.init != "scratch" else []
         ),
     output:
         model=f"{R}/finetune/{CELL}/model.safetensors",
@@ -28,7 +28,7 @@ rule finetune:
         gpu=GPU,
     params:
         folder=subpath(output.summary, parent=True),
-        encoder=lambda w, input: f"--encoder {input.encoder}" if input.encoder else "",
+        encoder=lambda w, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
         "Fine-tune {wildcards.backbone} from {wildcards.init} with {wildcards.budget} labelled cases"
     shell:

@@ -19,6 +19,7 @@ def run(config: Path, output: Path) -> None:
     check_classes(resolved)
     check_channels(resolved)
     check_pool(resolved)
+    check_names(resolved)
     check_split(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
     write_json(output, {"format": 1, "checked": checked})
@@ -73,8 +74,24 @@ def check_pool(resolved: Any) -> None:
             f"config: pool names {twice[0]}, which is the study's dataset, an external one, or stands there twice: "
             "take it out"
         )
-    if study.pool and all(init == "scratch" for on in study.inits.values() for init in on):
+    if study.pool and all(init in ("scratch", *study.files) for on in study.inits.values() for init in on):
         raise Refusal("config: pool is given and no init is pretrained: add one to inits, or take pool out")
+
+
+def check_names(resolved: Any) -> None:
+    """Refuses files that are called like a method or that no backbone starts from, and recipes of no backbone."""
+    from voxprior.methods import METHODS
+
+    study = resolved.study
+    used = {init for inits in study.inits.values() for init in inits}
+    for name in study.files:
+        if name in ("scratch", *METHODS):
+            raise Refusal(f"config: files.{name} is called like an init that is no file: give it another name")
+        if name not in used:
+            raise Refusal(f"config: files.{name} stands in no list of inits: add it there, or remove it")
+    for name in study.recipes:
+        if name not in study.inits:
+            raise Refusal(f"config: recipes.{name} is no backbone of this study: choose from {', '.join(study.inits)}")
 
 
 def check_split(resolved: Any) -> None:
@@ -83,6 +100,11 @@ def check_split(resolved: Any) -> None:
     budgets = list(study.split.budgets)
     if budgets != sorted(set(budgets)):
         raise Refusal(f"config: split.budgets {budgets} must increase, each once: they are nested")
+    if study.finetune.patience and not (study.split.val and study.finetune.validations):
+        raise Refusal(
+            "config: finetune.patience ends runs by the val patients, and there are none: set split.val and "
+            "finetune.validations to 1 or more, or patience to 0"
+        )
     simulate = resolved.datasets[study.dataset].simulate
     if simulate is not None:
         left = simulate.patients - study.split.test - study.split.val
@@ -112,9 +134,12 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
             f"config: finetune.crop_vox {list(crop_vox)} does not suit {backbone_name}: "
             f"make each side a multiple of {unit_vox}"
         )
-    if init != "scratch":
+    if init != "scratch" and init not in resolved.study.files:
         if init not in METHODS:
-            raise Refusal(f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}")
+            raise Refusal(
+                f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}, and what "
+                "stands in the study's files"
+            )
         method = load(init)
         config = validated(method.Config, resolved.methods[init], f"config: methods.{init}", "correct the study")
         reason = method.accepts(backbone)

@@ -1,10 +1,13 @@
 """`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from voxprior.errors import Refusal
+
+_LEAST_CROPS, _MOST_CROPS = 4, 64  # of the val patients, two each
 
 
 def run(
@@ -25,24 +28,31 @@ def run(
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards
-    from voxprior.data.cache import content_key, read_index
+    from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import kept, summary
     from voxprior.engine.loop import Plan, train
-    from voxprior.nets.weights import write_weights
+    from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
-    from voxprior.whole import write_json
+    from voxprior.segment import rates
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
-    cases = _budget(splits, card.fold, card.budget)
-    key, reads = cards.card_hash(card), content_key(index, cases, sha256_of(encoder) if encoder else None)
+    fold = _fold(splits, card.fold, card.budget)
+    cases, watched = list(fold["budgets"][str(card.budget)]), list(fold["val"] if card.validations else [])
+    made_from = {"index": index, "splits": splits, "encoder": encoder}
+    inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
+    seen = content_key(index, watched) if watched else None  # the journal tells of them too
+    key, reads = cards.card_hash(card), content_key(index, cases, inputs["encoder_sha256"], seen)
+    if not card.ema:
+        (output / "last.safetensors").unlink(missing_ok=True)  # of an earlier run
     if kept.give_back(output, work, key, reads):
         return
     network, report = _build(card, card_path, encoder)
-    config = segment.Config(card.crop_vox, flip_zyx=(0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5))
+    print(f"voxprior: {card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
+    config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5), ema=card.ema)
     model, region = segment.Model(config, network), segment.region(config)
 
     def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
@@ -51,28 +61,81 @@ def run(
             workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
         )  # fmt: skip
 
-    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, f"finetune {card.init}", reads=reads)
-    outcome = train(model, batches, plan)
+    name = f"finetune {card.init}"
+    rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
+    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
+    outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
+    written = _write(output, model, card, plan, index, cases, report)
+    told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
+    summary.publish(output, plan, told, written)
+
+
+def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) -> Any:
+    """Says what is measured on the split's val patients, on the same few crops each time; None: nothing is.
+
+    Raises:
+        Refusal: a run is to end early by patients that are not there.
+    """
+    from voxprior.data.loaders import regions
+    from voxprior.engine.device import autocast
+    from voxprior.engine.loop import Watch
+    from voxprior.segment.model import crop_dice
+
+    if not cases:
+        if card.patience:
+            raise Refusal(
+                f"{index}: patience {card.patience} asks for val patients and validations, and there are none: set "
+                "split.val and finetune.validations, or patience to 0"
+            )
+        return None
+    crops = min(max(_LEAST_CROPS, 2 * len(cases)), _MOST_CROPS)
+    kept: list[Any] = []
+
+    def measure(model: Any) -> dict[str, float]:
+        if not kept:
+            steps = -(-crops // card.batch_size)
+            found = regions(
+                index, cases, region, seed=0, batch_size=card.batch_size, steps=steps, labels=True,
+                foreground=card.foreground,
+            )  # fmt: skip
+            kept.extend(batch for _, _, batch in found)
+        with autocast(where, card.precision):
+            return crop_dice(model, kept)
+
+    return Watch(card.validations, measure, card.patience)
+
+
+def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: list[str], report: Any) -> list[str]:
+    """Writes the weights that are predicted with, averaged ones with the last beside them, and the load report.
+
+    Returns:
+        The files' names.
+    """
+    from voxprior.data.cache import read_index
+    from voxprior.engine import device as devices
+    from voxprior.nets.weights import write_weights
+    from voxprior.whole import write_json
+
     content = card.model_dump(mode="json")
     hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
     about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
     about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
-    about |= {"format": 1, **{key: read_index(index).get(key) for key in ("data", "channels")}}
-    write_weights(output / "model.safetensors", network.state_dict(), about)
+    about |= {"format": 1, "weights": "averaged" if card.ema else "last"}
+    about |= {key: read_index(index).get(key) for key in ("data", "channels")}
+    write_weights(output / "model.safetensors", model.chosen.state_dict(), about)
+    if card.ema:
+        write_weights(output / "last.safetensors", model.network.state_dict(), {**about, "weights": "last"})
     write_json(output / "load_report.json", report)
-    made_from = {"index": index, "splits": splits, "encoder": encoder}
-    inputs = {f"{kind}_sha256": sha256_of(path) if path else None for kind, path in made_from.items()}
-    told = summary.summarise("finetune", content, plan, outcome, model, card.batch_size, inputs)
-    summary.publish(output, plan, told, ["model.safetensors", "load_report.json"])
+    return ["model.safetensors", "load_report.json", *(["last.safetensors"] if card.ema else [])]
 
 
-def _budget(splits: Path, number: int, budget: int) -> list[str]:
-    """Lists the labelled cases of the fold's budget."""
+def _fold(splits: Path, number: int, budget: int) -> dict[str, Any]:
+    """Finds the fold, which must have the budget."""
     folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
     fold = next((fold for fold in folds if fold["fold"] == number), None)
     if fold is None or str(budget) not in fold["budgets"]:
         raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
-    return list(fold["budgets"][str(budget)])
+    return dict(fold)
 
 
 def _has_sides(classes: list[str]) -> bool:
@@ -85,7 +148,7 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     import torch
 
     from voxprior.nets.backbones import Backbone
-    from voxprior.nets.transfer import place
+    from voxprior.nets.transfer import load_report, place
 
     if (card.init == "scratch") != (encoder is None):
         advice = "leave out --encoder" if encoder else "give its encoder with --encoder"
@@ -95,20 +158,12 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     # seed gives every init the same fresh decoder.
     torch.manual_seed(card.seed)
     network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
-    if encoder is not None:
-        state, expected = _read_encoder(encoder, card)
-        return network, place(state, network, expected)
-    return network, {
-        "encoder_tensors": 0,
-        "placed": 0,
-        "placed_share": None,
-        "dropped": [],
-        "network_tensors": len(network.state_dict()),
-        "network_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "placed_parameters": 0,
-        "placed_parameter_share": 0.0,
-        "fresh": list(network.state_dict()),
-    }
+    if encoder is None:
+        return network, load_report(network)
+    if card.init_file is not None:
+        return network, _take_file(encoder, card, network, backbone)
+    state, expected = _read_encoder(encoder, card)
+    return network, place(state, network, expected)
 
 
 def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
@@ -125,3 +180,52 @@ def _read_encoder(path: Path, card: Any) -> tuple[dict[str, Any], list[str]]:
             "pretraining again"
         )
     return state, about.get("tensors", list(state))
+
+
+def _take_file(path: Path, card: Any, network: Any, backbone: Any) -> dict[str, Any]:
+    """Takes over a file of weights that the study names, and no other: the load report.
+
+    Raises:
+        Refusal: its content is not what the card names, it is of another backbone, or it does not fit.
+    """
+    import torch
+
+    from voxprior.data.files import sha256_of
+    from voxprior.nets.foreign import Taking, place_file
+    from voxprior.nets.weights import read_weights
+
+    if (sha256 := sha256_of(path)) != card.init_file.sha256:
+        raise Refusal(f"{path} has changed since its card was written (SHA-256 {sha256[:16]}…): run the study again")
+    state, about = read_weights(path, "give a safetensors file")
+    made_by = about.get("card") or about
+    if made_by.get("architecture") and (other := _other_sizes(made_by, card)):
+        raise Refusal(
+            f"{path} holds an encoder of {made_by.get('backbone', 'another backbone')} ({other}), which does not fit "
+            f"{card.backbone}: fine-tune it on its own backbone"
+        )
+    _warn_of_spacing(path, made_by, card)
+    with torch.device("meta"):
+        expected = list(backbone.encoder().state_dict())
+    taking = Taking(str(path), expected, card.channels, card.init_file.channels, card.init_file.decoder)
+    return place_file(state, network, taking)
+
+
+def _other_sizes(made_by: dict[str, Any], card: Any) -> str:
+    """Names what of a file's architecture is not the card's; what shapes cannot tell too, as the number of heads."""
+    if made_by.get("family", card.family) != card.family:
+        return f"family {made_by['family']} where the study has {card.family}"
+    theirs, ours = made_by["architecture"], card.architecture
+    # The decoder is not the encoder's, and a CNN may have been pretrained to another depth: tensors tell.
+    names = [name for name in ours if name in theirs and name not in ("decoder_channels", "pretrained_stages")]
+    return ", ".join(f"{n} {theirs[n]} where the study has {ours[n]}" for n in names if theirs[n] != ours[n])
+
+
+def _warn_of_spacing(path: Path, made_by: dict[str, Any], card: Any) -> None:
+    """Says where a file was trained on voxels of another size: it fits all the same, and looks at another scale."""
+    spacing_mm = (made_by.get("prepare") or {}).get("spacing_zyx_mm")
+    if spacing_mm and tuple(spacing_mm) != tuple(card.prepare.spacing_zyx_mm):
+        print(
+            f"voxprior: {path} was trained on voxels of {list(spacing_mm)} mm, the study has "
+            f"{list(card.prepare.spacing_zyx_mm)} mm: its features see another scale",
+            file=sys.stderr,
+        )

@@ -35,7 +35,7 @@ def run(
         if one.low >= one.high:
             raise Refusal(f"{card}: intensity low {one.low:g} is not below high {one.high:g}: correct the study")
     key = card_hash(content)
-    recipe = prepare.recipe_of(key, content.prepare, content.classes, content.channels)
+    recipe = prepare.recipe_of(key, content.prepare, content.classes, content.channels, content.ignore)
     made = prepare.prepare_all(rows, output.parent, recipe, workers)
     index = {
         "format": cache.FORMAT,

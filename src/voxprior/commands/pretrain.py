@@ -128,7 +128,7 @@ def build(card: Any, card_path: Path, on: str = "cpu") -> tuple[Any, Any, Any]:
     from voxprior.nets.backbones import Backbone
 
     method = methods.load(card.method)
-    backbone = Backbone(card.backbone, card.family, card.architecture)
+    backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
     if reason := method.accepts(backbone):
         raise Refusal(f"{card_path}: {reason}")
     config = validated(method.Config, card.config, f"{card_path}: config", "write a correct card")

@@ -82,6 +82,8 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
     if prediction_ZYX.max() > classes:
         raise Refusal(f"{prediction_path} holds the label {prediction_ZYX.max()} of {classes} classes: rerun 'predict'")
     prediction_ZYX = kept[prediction_ZYX]
+    unknown_ZYX = np.isin(SimpleITK.GetArrayViewFromImage(label), content.ignore.get(row["dataset"], []))
+    label_ZYX[unknown_ZYX] = prediction_ZYX[unknown_ZYX] = 0  # nobody knows what is there: no score of it
     spacing = volume.Grid.of(label).spacing_zyx_mm
     counts = overlap.confusion(label_ZYX, prediction_ZYX, classes)
     nsd, hd95_mm = surfaces.surface_scores(label_ZYX, prediction_ZYX, classes, spacing, content.score.tolerance_mm)

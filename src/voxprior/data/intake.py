@@ -64,6 +64,7 @@ class Notes:
 
     folder: Path | None = None  # where the case table will lie; None: no pictures are drawn
     classes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # name -> label values; empty: any value goes
+    ignore: Sequence[int] = ()  # label values that mean "not known"
     samples: int = 0  # voxels that a case gives to the fingerprint; 0: nothing is measured
     memory: Memory | None = None
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by case, of those that can be used
@@ -143,7 +144,7 @@ def _row(
     opened = channels.open_channels(channels.join([str(file) for file in files]), identity.channels)
     first = next(opened)
     grid = volume.Grid.of(first[0])
-    label, repaired, counted = _label(entry, root, grid, merger, notes.classes)
+    label, repaired, counted = _label(entry, root, grid, merger, notes)
     measured = fingerprint.measure(grid, counted, notes.classes)
     content: list[str] = []
     twins: list[str] = []
@@ -193,7 +194,7 @@ def _label(
     root: Path,
     image: volume.Grid,
     merger: ClassFiles | None,
-    classes: Mapping[str, Sequence[int]],
+    notes: Notes,
 ) -> tuple[Path | None, list[str], Counted | None]:
     """Checks a case's labels: (its label map, merged where there is a file per class, or None; repairs; its voxels)."""
     if entry.parts:
@@ -215,7 +216,7 @@ def _label(
     label, repairs = volume.read_label(path)
     repairs += fit(path, volume.Grid.of(label), image)
     counted = Counted.of(label)
-    return path, repairs + check_values(path, counted.counts, classes), counted
+    return path, repairs + check_values(path, counted.counts, notes.classes, notes.ignore), counted
 
 
 def _from_here(path: Path) -> str:

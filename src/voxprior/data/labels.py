@@ -52,20 +52,23 @@ def count_values(label: sitk.Image) -> np.ndarray[Any, Any]:
     return counts
 
 
-def check_values(path: Path, counts: np.ndarray[Any, Any], classes: Mapping[str, Sequence[int]]) -> list[str]:
+def check_values(
+    path: Path, counts: np.ndarray[Any, Any], classes: Mapping[str, Sequence[int]], ignore: Sequence[int] = ()
+) -> list[str]:
     """Compares the values in a label map with the dataset's classes; names what becomes background.
 
     Args:
         path: the file, for the message.
         counts: voxels of each value, see `count_values`.
         classes: class name -> its values; empty: nothing is known of them.
+        ignore: values that mean "not known".
 
     Raises:
         Refusal: values beside 0, and none of them belongs to a class: this is another dataset's map.
     """
     if not classes:
         return []
-    known = {value for values in classes.values() for value in values}
+    known = {value for values in classes.values() for value in values} | set(ignore)
     present = [int(value) for value in np.flatnonzero(counts) if value]
     strange = [value for value in present if value not in known]
     if not present:

@@ -26,6 +26,7 @@ from voxprior.whole import write_json
 # of 2000 HU it is 0.5 HU, far below a CT's noise; finer steps would keep the interpolation's own digits, at 1.3 times
 # the size.
 QUANTUM = 1 / 4096
+UNKNOWN = 255  # in prepared label maps: trained on by nobody, as `maths.augment.UNKNOWN`
 FIXED_BYTES = 400 << 20  # a worker's libraries and buffers
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +43,7 @@ class Recipe:
     high: float
     classes: tuple[tuple[int, ...], ...]
     channels: int = 1
+    ignore: tuple[int, ...] = ()  # the file's label values that become UNKNOWN
     # Channels, by number, whose intensities are scaled in their own way: (kind, low, high).
     own: Mapping[int, tuple[Literal["window", "percentile"], float, float]] = field(default_factory=dict)
 
@@ -53,12 +55,16 @@ class Recipe:
         return replace(self, kind=kind, low=low, high=high)
 
 
-def recipe_of(key: str, prepare: Any, classes: Sequence[Sequence[int]], names: Sequence[str]) -> Recipe:
+def recipe_of(
+    key: str, prepare: Any, classes: Sequence[Sequence[int]], names: Sequence[str], ignore: Sequence[int] = ()
+) -> Recipe:
     """Makes the recipe of a study's `prepare` numbers (`configuration.Prepare`) and the names of its channels."""
     scaling, own = prepare.intensity, {names.index(name): one for name, one in prepare.channels.items()}
     values = tuple(tuple(some) for some in classes)
     recipe = Recipe(key, prepare.spacing_zyx_mm, scaling.kind, scaling.low, scaling.high, values, len(names))
-    return replace(recipe, own={number: (one.kind, one.low, one.high) for number, one in own.items()})
+    return replace(
+        recipe, own={number: (one.kind, one.low, one.high) for number, one in own.items()}, ignore=tuple(ignore)
+    )
 
 
 def prepare_all(rows: list[dict[str, str]], folder: Path, recipe: Recipe, workers: int) -> Iterator[dict[str, Any]]:
@@ -218,6 +224,7 @@ def _labels(path: str, lps: volume.Grid, grid: volume.Grid, recipe: Recipe) -> A
     ids = np.zeros(max(int(labels_ZYX.max()), 255) + 1, np.uint8)
     for number, values in enumerate(recipe.classes, 1):
         ids[[value for value in values if value < len(ids)]] = number
+    ids[[value for value in recipe.ignore if value < len(ids)]] = UNKNOWN
     # The image's geometry rules: intake has checked that both agree.
     return resample.resample_labels(labels_ZYX, lps.spacing_zyx_mm, grid.shape_zyx, grid.spacing_zyx_mm, ids)
 
@@ -233,7 +240,7 @@ def find_places(labels_ZYX: Array, classes: int) -> tuple[list[int], dict[int, A
     count_K = np.zeros(256, np.int64)
     kernels.count_labels(labels_N, count_K)
     picks_K = np.minimum(count_K, cache.PLACES)
-    picks_K[0] = 0
+    picks_K[[0, UNKNOWN]] = 0
     wanted_KP = np.zeros((256, cache.PLACES), np.int64)
     for number in np.flatnonzero(picks_K):
         wanted_KP[number, : picks_K[number]] = np.linspace(0, count_K[number] - 1, picks_K[number]).astype(int)

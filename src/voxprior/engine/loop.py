@@ -7,7 +7,7 @@ run is, and a resumed run equals an uninterrupted one bit for bit.
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,30 @@ Batches = Callable[[int], Iterable[tuple[int, Tensor, Batch]]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run tells: the last journal record, training time of all its parts, and the cost of a step."""
+    """What a finished run tells: the last journal record, training time of all its parts, cost of a step, steps."""
 
     final: dict[str, Any]
     seconds: float
     flops_per_step: int
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Looks at a run on cases that it does not learn from, and may end it; never on those that it is judged by.
+
+    times: how often, in equal steps, the last time at the end. measure: (model) -> numbers for the journal, larger is
+    better in the first of them, none where there is nothing to see. patience: so many times without a better one end
+    the run; 0: never.
+    """
+
+    times: int
+    measure: Callable[[nn.Module], dict[str, float]]
+    patience: int = 0
+
+    def due(self, step: int, total: int) -> bool:
+        """Tells whether to look after this step."""
+        return (step + 1) * self.times // total > step * self.times // total
 
 
 def _resume(
@@ -59,14 +78,26 @@ class _Run(Learner):
         super().__init__(model, plan)
         self.start, self.told, (self.journal, self.clock) = _resume(model, self.optimiser, plan)
         self.flops = self.told["flops"]
+        self.done = self.start
+        if self.told.get("ended"):
+            self.start = plan.total_steps
         self.peak = peak_flops(plan.device, plan.precision)
         self.began = self.saved = time.monotonic()
+        self.waited = 0.0
+
+    def timed(self, batches: Iterable[tuple[int, Tensor, Batch]]) -> Iterator[tuple[int, Tensor, Batch]]:
+        """Hands batches through and adds up how long they were waited for."""
+        rest, asked = iter(batches), time.monotonic()
+        for item in rest:
+            self.waited += time.monotonic() - asked
+            yield item
+            asked = time.monotonic()
 
     def seconds(self) -> float:
         """Training time so far, over all parts of an interrupted run."""
         return self.told["seconds"] + time.monotonic() - self.began
 
-    def log(self, step: int, values: Tensor, names: list[str], voxels: int) -> None:
+    def log(self, step: int, values: Tensor, names: list[str], voxels: int, seen: dict[str, float]) -> None:
         """Writes the step to the journal and the clock; the one place where the host waits for the device.
 
         Raises:
@@ -76,14 +107,21 @@ class _Run(Learner):
         self.check()
         record = {"step": step, "progress": progress_of(step, self.plan.total_steps), "loss": read[0]}
         record |= dict(zip(names[:-1], read[1:-1], strict=True))
-        record |= {"lr": self.optimiser.param_groups[0]["lr"], "grad_norm": read[-1]}
+        record |= {"lr": self.rate, "grad_norm": read[-1], **seen}
         self.journal.write(record)
         self.told["final"] = record
         took = (time.monotonic() - self.began) / (step + 1 - self.start)
-        speed = {"voxels_per_second": voxels / took}
+        speed = {"voxels_per_second": voxels / took, "waited": self.waited / (took * (step + 1 - self.start))}
         if self.peak is not None:
             speed["mfu"] = self.flops / took / self.peak
         self.clock.write({"step": step, "seconds": self.seconds(), **speed})
+
+    def consider(self, seen: dict[str, float], patience: int) -> None:
+        """Notes whether what was seen is better than before, and that the run has ended where it was not for long."""
+        value = next(iter(seen.values()))
+        better = value > self.told.get("best", float("-inf"))
+        self.told |= {"best": value, "since": 0} if better else {"since": self.told["since"] + 1}
+        self.told["ended"] = 0 < patience <= self.told["since"]
 
     def check(self) -> None:
         """Raises a Refusal that names the step where the loss or the gradient was first not finite."""
@@ -103,13 +141,14 @@ class _Run(Learner):
         self.saved = time.monotonic()
 
 
-def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
+def train(model: nn.Module, batches: Batches, plan: Plan, watch: Watch | None = None) -> Outcome:
     """Trains the model in place, from the newest good state in `plan.work` if there is one.
 
     Args:
         model: offers `views`, `forward`, `after_step` and `student_voxels`.
         batches: `batches(start_step)` yields (step, key_B, batch) from there to the last step.
         plan: length, recipe, device, working folder.
+        watch: what is measured now and then on other cases.
 
     Raises:
         Resumable: SIGTERM, SIGUSR1 or SIGINT came; the state is saved and the same call goes on from there.
@@ -118,15 +157,21 @@ def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
     with states.Stop() as stop:
         run = _Run(model, plan)
         try:
-            for step, key_B, batch in progress(batches(run.start), plan.total_steps, plan.label, run.start):
+            for step, key_B, batch in progress(run.timed(batches(run.start)), plan.total_steps, plan.label, run.start):
                 values, names = run.step(step, key_B, batch)
-                last = step == plan.total_steps - 1
-                if last or step % plan.log_every == 0:
-                    run.log(step, values, names, voxels=key_B.shape[0] * run.model.student_voxels)
+                seen = watch.measure(run.model) if watch and watch.due(step, plan.total_steps) else {}
+                if watch and seen:
+                    run.consider(seen, watch.patience)
+                last = step == plan.total_steps - 1 or bool(run.told.get("ended"))
+                run.done = step + 1
+                if last or seen or step % plan.log_every == 0:
+                    run.log(step, values, names, key_B.shape[0] * run.model.student_voxels, seen)
                 if last or stop.asked or time.monotonic() - run.saved > plan.save_every_s:
                     run.save(step + 1)
                 if stop.asked and not last:
                     raise Resumable(f"{plan.label} was stopped by {stop.asked} after step {step}, its state is saved")
+                if last:
+                    break
         except RuntimeError as error:
             if not stop.asked:
                 raise
@@ -136,4 +181,4 @@ def train(model: nn.Module, batches: Batches, plan: Plan) -> Outcome:
         finally:
             run.journal.close()
             run.clock.close()
-    return Outcome(run.told["final"], run.seconds(), run.flops)
+    return Outcome(run.told["final"], run.seconds(), run.flops, run.done)

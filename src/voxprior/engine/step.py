@@ -69,12 +69,13 @@ class Plan:
         return max(1, min(50, self.total_steps // 200))
 
     @property
-    def counted_steps(self) -> tuple[int, int]:
-        """Steps whose operations are counted: the first, and the one in the middle.
+    def counted_steps(self) -> tuple[int, ...]:
+        """Steps whose operations are counted: the first, and the one in the middle; the last where parts join late.
 
         A schedule may leave work out at the start, as a teacher whom nobody asks yet.
         """
-        return 0, self.total_steps // 2
+        late = any(rule.get("from") for rule in (self.rules or {}).values())
+        return (0, self.total_steps // 2, *([self.total_steps - 1] if late else []))
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe, rules: Rules | None = None) -> list[dict[str, Any]]:
@@ -83,20 +84,23 @@ def parameter_groups(model: nn.Module, recipe: Recipe, rules: Rules | None = Non
     Args:
         model: parameters are found in the order of `named_parameters`.
         recipe: gives the rate and the decay; of LARS also `adapt`, False for the same ones.
-        rules: a method's own: regular expression searched in the name -> {"rate": factor, "decay": value}; the first
-            that fits counts.
+        rules: a method's own: regular expression searched in the name -> {"rate": factor, "decay": value, "from":
+            share of the run}; the first that fits counts. A rate of 0 freezes: nothing is computed for it. `from`
+            freezes until then.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        rule = next((rule for pattern, rule in (rules or {}).items() if re.search(pattern, name)), {})
+        rate = rule.get("rate", 1.0)
+        parameter.requires_grad_(parameter.requires_grad and rate > 0)
         if parameter.requires_grad:
-            rule = next((rule for pattern, rule in (rules or {}).items() if re.search(pattern, name)), {})
             plain = parameter.dim() > 1 and not name.endswith(("bias", "token", "tokens"))
             decay = rule.get("decay", recipe.weight_decay if plain else 0.0)
             adapt = plain or recipe.optimiser != "lars"
-            groups.setdefault((rule.get("rate", 1.0), decay, adapt), []).append(parameter)
+            groups.setdefault((rate, decay, adapt, rule.get("from", 0.0)), []).append(parameter)
     return [
-        {"params": found, "rate": rate, "weight_decay": decay, "adapt": adapt}
-        for (rate, decay, adapt), found in groups.items()
+        {"params": found, "rate": rate, "weight_decay": decay, "adapt": adapt, "from": share}
+        for (rate, decay, adapt, share), found in groups.items()
     ]
 
 
@@ -182,6 +186,7 @@ class Learner:
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.rate = 0.0  # of what learns in the ordinary way
         self.flops = 0  # of the costliest step that was counted
         # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
         self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
@@ -217,10 +222,22 @@ class Learner:
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
 
+    def _set_rates(self, step: int) -> None:
+        """Gives each group its rate. One that joins later has a cycle of its own in what is left of the run."""
+        recipe, total = self.plan.recipe, self.plan.total_steps
+        self.rate = recipe.lr * warmup_cosine(step, total, recipe.warmup)
+        for group in self.optimiser.param_groups:
+            joins = round(group.get("from", 0.0) * total)  # a state of an older version has none
+            awake = step >= joins
+            if joins and group["params"][0].requires_grad != awake:
+                for parameter in group["params"]:  # without a gradient the optimiser leaves it alone
+                    parameter.requires_grad_(awake)
+            factor = warmup_cosine(step - joins, total - joins, recipe.warmup) if awake else 0.0
+            group["lr"] = recipe.lr * group["rate"] * factor
+
     def _learn(self, step: int, views: Any) -> tuple[Tensor, list[str]]:
         model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = plan.recipe.lr * group["rate"] * warmup_cosine(step, plan.total_steps, plan.recipe.warmup)
+        self._set_rates(step)
         with autocast(plan.device, plan.precision):
             loss, values, names = reduce_terms(model(views, at))
         loss.backward()

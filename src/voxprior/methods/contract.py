@@ -17,7 +17,7 @@ What a file may offer besides:
                                          None, or why it cannot pretrain on volumes of these sizes, Z Y X; asked of
                                          the pool before the first step
     recipe(config, batch_size)           fields of `configuration.Recipe` that the method's numbers replace, or None
-    parameter_groups(config)             {regular expression: {"rate": factor, "decay": value}}, see `engine.loop`
+    parameter_groups(config)             {regular expression: {"rate": factor, "decay": value}}, see `engine.step`
     Model.teacher                        the network that follows by EMA, no gradient; `summary.json` tells how far it
                                          moved from where it started
     Model.encoder_state()                what segmentation inherits, where that is not `encoder.state_dict()` as it is

@@ -5,6 +5,7 @@ What an encoder offers (both families):
     unit_vox                 int: side of a token (ViT) or of a mask unit (CNN), in voxels
     width                    int: channels of the deepest features that are pretrained
     channels_in              int: channels of the volumes it takes
+    layers                   list[str]: beginnings of parameter names, one a layer or stage, input first
     state_dict()             what segmentation inherits, all of it
 """
 

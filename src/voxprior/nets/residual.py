@@ -100,6 +100,11 @@ class ResidualEncoder(StagedEncoder):
             for i, (c_in, c_out) in enumerate(zip(before, self.channels, strict=True))
         )
 
+    @property
+    def layers(self) -> list[str]:
+        """Names what the stages' parameters begin with, input first."""
+        return [f"conv_blocks_context.{number}." for number in range(len(self.channels))]
+
     def forward(self, volume_BCZYX: Tensor, visible: list[Visible] | None = None) -> list[Tensor]:
         """Returns the features of every stage, full resolution first.
 

@@ -109,6 +109,11 @@ class ViT(nn.Module):
         known_1Dzyx = self.position_ND.T.unflatten(1, self.learnt_zyx)[None]
         return F.interpolate(known_1Dzyx, grid_zyx, mode="trilinear", align_corners=False)[0].flatten(1).T
 
+    @property
+    def layers(self) -> list[str]:
+        """Names what the layers' parameters begin with, input first; the last norm belongs to none."""
+        return ["embed.", *(f"blocks.{number}." for number in range(len(self.blocks)))]
+
     def tokens(self, patch_BNV: Tensor, grid_zyx: tuple[int, int, int], visible_BK: Tensor | None = None) -> Tensor:
         """Embeds the visible patches and adds their positions: (B, K, D); all patches where `visible_BK` is None."""
         position_ND = self.positions(grid_zyx)

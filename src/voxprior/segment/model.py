@@ -8,6 +8,8 @@ voxel is labelled, value and gradient are its own (a test).
 Axes: B samples, C channels or classes (0 is background), Z Y X voxels.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from voxprior.maths import augment
 from voxprior.maths.augment import UNKNOWN
 from voxprior.maths.batch import Batch, Term, volume_from
 from voxprior.maths.boxes import Region
+from voxprior.maths.ema import follow
+from voxprior.maths.schedules import momentum_from_half_life
 
 SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither map costs nothing
 SPATIAL = augment.Spatial(turn_degrees=15.0, scale_by=1.2)
@@ -49,6 +53,7 @@ class Config:
     gamma_strength: float = 0.4
     noise: float = 0.15
     noise_deviation: float = 0.05
+    ema: float = 0.0  # half-life of the averaged weights as a share of the run; 0: none are kept
 
 
 class Views(NamedTuple):
@@ -87,6 +92,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.network: Any = network
+        self.average: Any = copy.deepcopy(network).requires_grad_(False) if config.ema else None
         self.student_voxels = config.crop_vox[0] * config.crop_vox[1] * config.crop_vox[2]
 
     @property
@@ -94,6 +100,12 @@ class Model(nn.Module):
         """The part that a pretraining can fill."""
         encoder: nn.Module = self.network.encoder
         return encoder
+
+    @property
+    def chosen(self) -> nn.Module:
+        """The network that is predicted with: the averaged one where there is one."""
+        chosen: nn.Module = self.network if self.average is None else self.average
+        return chosen
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Augments image and labels together; padding is unlabelled."""
@@ -134,7 +146,15 @@ class Model(nn.Module):
         return {"dice": Term(dice, torch.tensor(samples * (channels - 1))), "ce": Term(ce, known_BZYX.sum())}
 
     def after_step(self, progress: float, total_steps: int) -> None:
-        """Does nothing: no teacher follows."""
+        """Lets the averaged weights follow, where they are kept.
+
+        At first they are the plain mean of all steps so far: an average that starts from the first weights would still
+        hold some of them at the end of a run of few half-lives.
+        """
+        if self.average is not None:
+            step = round(progress * (total_steps - 1))
+            momentum = momentum_from_half_life(self.config.ema, total_steps)
+            follow(self.average, self.network, min(momentum, step / (step + 1)))
 
 
 def soft_dice_error(probability_BCZYX: Tensor, target_BCZYX: Tensor) -> Tensor:
@@ -153,3 +173,29 @@ def shrink(labels_BZYX: Tensor, size_zyx: tuple[int, ...]) -> Tensor:
     if tuple(labels_BZYX.shape[1:]) == size_zyx:
         return labels_BZYX
     return F.interpolate(labels_BZYX[:, None].float(), size_zyx, mode="nearest-exact")[:, 0].to(torch.uint8)
+
+
+@torch.no_grad()
+def crop_dice(model: Model, batches: Sequence[Batch]) -> dict[str, float]:
+    """Measures Dice on whole batches that are not augmented: `val_dice`, the mean over the classes that they hold.
+
+    Voxels of all crops count together, so that a crop that only touches an organ has no score of its own. A monitor:
+    crops and not scans, prepared and not native grids. Empty where the crops hold no class.
+    """
+    network = model.chosen.eval()
+    device = next(network.parameters()).device
+    counts: Any = 0
+    for batch in batches:
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        labels = batch["labels_BZYX"].masked_fill(~real_voxels(batch), UNKNOWN)
+        logits = network(volume_from(batch))
+        found = logits.argmax(1).to(torch.uint8).masked_fill(labels == UNKNOWN, UNKNOWN)
+        number = torch.arange(1, logits.shape[1], device=device, dtype=torch.uint8).view(-1, 1, 1, 1, 1)
+        there, said = labels == number, found == number
+        counts = counts + torch.stack([part.sum((1, 2, 3, 4)) for part in (there & said, there, said)]).double()
+    network.train()
+    overlap_K, there_K, said_K = counts
+    held_K = there_K > 0
+    if not bool(held_K.any()):
+        return {}
+    return {"val_dice": float((2 * overlap_K / (there_K + said_K))[held_K].mean())}
