@@ -235,11 +235,15 @@ class Score(Strict):
 
 
 class Compare(Strict):
-    """Intervals of the tables."""
+    """Intervals and verdicts of the tables."""
 
     confidence: float = Field(default=0.95, gt=0, lt=1)
     resamples: Positive = 2000
     seed: int = 0
+    margin: float = Field(
+        default=0.005, ge=0, description="differences of Dice and other shares up to this do not matter"
+    )
+    margin_mm: float = Field(default=0.1, ge=0, description="the same for distances")
 
 
 class Study(Strict):

@@ -22,7 +22,7 @@ ROOMS = {
     "study": ({"maths", "study"}, {"torch", "monai", "SimpleITK"}),
     "commands": (EVERYTHING, set()),
 }
-WITHOUT_TORCH = {"overlap", "surfaces", "statistics", "splits"}
+WITHOUT_TORCH = {"overlap", "surfaces", "statistics", "splits", "paired", "labels", "ranks", "variance"}
 HEAVY = {"torch", "monai", "SimpleITK", "pandas", "mlflow", "scipy", "matplotlib", "blosc2", "requests", "numpy"}
 NEVER_NAMED = re.compile(r"(utils?|helpers?|common|base|manager|trainer)\.py$")
 

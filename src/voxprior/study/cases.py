@@ -1,0 +1,40 @@
+"""Means per case: which scans an init fails on.
+
+Axes: G groups of arm, metric, fold and case; S networks (pretraining and fine-tuning seeds).
+"""
+
+import numpy as np
+import pandas as pd
+
+from voxprior.study.layout import ARM, factorize, joined, nanmean
+
+KEYS = [*ARM, "fold", "case", "metric"]
+
+
+def case_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Averages classes, then seeds, per case, arm and metric.
+
+    Returns:
+        `value`, and how many class scores are behind it: `scored`, and of these `missed` and `invented`.
+    """
+    if scores.empty:
+        return pd.DataFrame(
+            columns=[*ARM, "fold", "case", "patient", "metric", "value", "scored", "missed", "invented"]
+        )
+    network, networks = factorize(joined([factorize(scores[n])[0] for n in ("pretrain_seed", "seed") if n in scores]))
+    group, groups = factorize(joined([factorize(scores[name])[0] for name in KEYS]))
+    shape = (len(groups), len(networks))
+    value, there = scores["value"].to_numpy(dtype=np.float64), scores["value"].notna().to_numpy()
+    place = (group * shape[1] + network)[there]
+    total = np.bincount(place, weights=value[there], minlength=int(np.prod(shape)))
+    count = np.bincount(place, minlength=int(np.prod(shape)))
+    mean_GS = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0).reshape(shape)
+    # The first row of each group: writing backwards, the first is written last.
+    first_G = np.zeros(len(groups), dtype=np.intp)
+    first_G[group[::-1]] = np.arange(len(group))[::-1]
+    table = scores.iloc[first_G][[*ARM, "fold", "case", "patient", "metric"]].reset_index(drop=True)
+    table["value"] = nanmean(mean_GS, axis=1)
+    table["scored"] = np.bincount(group[there], minlength=len(groups))
+    for flag in ("missed", "invented"):
+        table[flag] = np.bincount(group[(scores["flag"] == flag).to_numpy()], minlength=len(groups))
+    return table
