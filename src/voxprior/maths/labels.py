@@ -12,7 +12,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from voxprior.maths.statistics import FEWEST_PATIENTS, Values, case_means, expanded_tail, joint_means
 
@@ -72,8 +71,8 @@ def read_off(budgets: list[int], scratch_RB: Values, value_R: Values) -> Values:
     first = np.maximum(last - 1, 0)
     rise = curve_RB[rows, last] - curve_RB[rows, first]
     share = np.divide(value_R - curve_RB[rows, first], rise, out=np.zeros(len(value_R)), where=rise > 0)
-    log_B: NDArray[np.float64] = np.log(np.asarray(budgets, dtype=np.float64))
-    labels = np.exp(log_B[first] + np.clip(share, 0, 1) * (log_B[last] - log_B[first]))
+    budget_B = np.asarray(budgets, dtype=np.float64)
+    labels = budget_B[first] * (budget_B[last] / budget_B[first]) ** np.clip(share, 0, 1)
     labels = np.where((last == 0) & (value_R < curve_RB[:, 0] - 1e-12), 0.0, labels)
     return np.where(reached_RB.any(axis=1), labels, np.inf)
 

@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from voxprior.maths.statistics import (
     FEWEST_PATIENTS,
@@ -111,14 +111,16 @@ def sign_flip(difference_N: Values, patient_N: list[str], arms: list[Values], se
     parts = [part for values in arms for part in network_shifts(networks(values)[kept_N], owner_N).parts() if part[0]]
     if parts:
         chance = np.random.default_rng([seed, patients])
-        null_M = null_M + chance.normal(0, np.sqrt(sum(variance for variance, _ in parts)), len(null_M))
+        # Turned by the sign of what was found, so that `a - b` and `b - a` have one p value.
+        turned = np.copysign(np.sqrt(sum(variance for variance, _ in parts)), total_U.sum())
+        null_M = null_M + turned * chance.standard_normal(len(null_M))
     beyond = int((np.abs(null_M) >= abs(total_U.sum()) * (1 - 1e-9)).sum())
     if not parts:
         return beyond / len(null_M) if patients <= FEW else (beyond + 1) / (len(null_M) + 1)
     p = (beyond + 1) / (len(null_M) + 1)
     # Flips need no degrees of freedom; the seeds' variances have few, and their part of the tail is a Student's.
     parts.append((float((total_U**2).sum()), sys.maxsize))
-    return float(2 * stats.t.cdf(stats.norm.ppf(p / 2), satterthwaite(parts)))
+    return float(2 * special.stdtr(satterthwaite(parts), special.ndtri(p / 2)))
 
 
 @lru_cache(maxsize=4)
@@ -168,12 +170,12 @@ def false_claim(made: Replicates) -> float:
     if made.mean == 0:
         return 0.5
     share = (float(beyond) + 0.5) / (made.means_R.size + 1)
-    return float(stats.t.cdf(stats.norm.ppf(share), made.freedom))
+    return float(special.stdtr(made.freedom, special.ndtri(share)))
 
 
 def smallest_seen(made: Replicates, confidence: float) -> float:
     """Computes the smallest true difference that would be found in 80 % of repetitions of this study."""
-    level, power = stats.t.ppf([(1 + confidence) / 2, POWER], made.freedom)
+    level, power = special.stdtrit(made.freedom, [(1 + confidence) / 2, POWER])
     return float((level + power) * made.deviation)
 
 

@@ -73,10 +73,10 @@ def mean_of_ranks(
     rank_I = places(value_IN, True).mean(axis=1)
     if patients < FEWEST_PATIENTS:
         return _without_interval(rank_I)
-    drawn_RU, _ = patient_draws(patients, resamples, seed)
+    drawn_RU = patient_draws(patients, resamples, seed)
     shift_IR = np.stack(
         [
-            network_shifts(sign * networks(arm)[kept_N], owner_N).draw(resamples, np.random.default_rng([seed, i]))
+            network_shifts(sign * networks(arm)[kept_N], owner_N).draw(resamples, (seed, i, patients))
             for i, arm in enumerate(arms)
         ]
     )

@@ -20,11 +20,11 @@ prediction has).
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Values = NDArray[np.float64]
 
@@ -81,14 +81,13 @@ class Shifts(NamedTuple):
         both.append((float((self.seed_PS**2).mean()) / networks, networks - pretrainings))
         return [(variance, freedom) for variance, freedom in both if freedom > 0]
 
-    def draw(self, resamples: int, chance: np.random.Generator) -> Values:
+    def levels(self) -> list[Values]:
+        """Lists the shifts of each level that is drawn from: a single pretraining is none."""
+        return [self.seed_PS.ravel()] if self.pretrain_P.size == 1 else [self.pretrain_P, self.seed_PS.ravel()]
+
+    def draw(self, resamples: int, seed: tuple[int, ...]) -> Values:
         """Draws the mean shift of as many networks as there are, with replacement: (R,)."""
-        total_R = np.zeros(resamples)
-        levels = [self.seed_PS.ravel()] if self.pretrain_P.size == 1 else [self.pretrain_P, self.seed_PS.ravel()]
-        for shift_S in levels:
-            size = len(shift_S)
-            total_R += chance.multinomial(size, np.full(size, 1 / size), size=resamples) / size @ shift_S
-        return total_R
+        return sum_levels(self.levels(), _shares_drawn(seed, resamples, tuple(map(len, self.levels()))))
 
 
 def networks(values: Values) -> Values:
@@ -141,42 +140,62 @@ def replicate(value_N: Values, patient_N: list[str], arms: list[Values], resampl
     owner_N, patients = owners(patient_N, kept_N)
     if patients < FEWEST_PATIENTS:
         return Replicates(mean, np.empty(0), float("nan"), cases)
-    drawn_RU, chance = patient_draws(patients, resamples, seed)
+    drawn_RU = patient_draws(patients, resamples, seed)
     size_U = np.bincount(owner_N).astype(np.float64)
     replicate_R = (drawn_RU @ np.bincount(owner_N, weights=value_N[kept_N])) / (drawn_RU @ size_U)
     # A sample's spread around its own mean is too small by this factor; mended here, for patients and seeds alike.
     replicate_R = mean + (replicate_R - mean) * np.sqrt(patients / (patients - 1))
     parts = [(float(replicate_R.var()), patients - 1)]
-    for values in arms:
-        shifts = network_shifts(networks(values)[kept_N], owner_N)
-        replicate_R = replicate_R + shifts.draw(resamples, chance)
-        parts += shifts.parts()
+    shifts = [network_shifts(networks(values)[kept_N], owner_N) for values in arms]
+    levels = [level for some in shifts for level in some.levels()]
+    drawn = _shares_drawn((seed,), resamples, tuple(map(len, levels)), after=patients)
+    replicate_R = replicate_R + sum_levels(levels, drawn)
+    parts += [part for some in shifts for part in some.parts()]
     return Replicates(mean, replicate_R, satterthwaite(parts), cases)
 
 
 def owners(patient_N: list[str], kept_N: NDArray[np.bool_]) -> tuple[NDArray[np.intp], int]:
     """Numbers the patients of the kept cases: (cases kept,) and how many patients there are."""
+    return _owners(tuple(patient_N), kept_N.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _owners(patient_N: tuple[str, ...], kept: bytes) -> tuple[NDArray[np.intp], int]:
+    kept_N = np.frombuffer(kept, dtype=bool)
     names, owner_N = np.unique(np.asarray(patient_N, dtype=str)[kept_N], return_inverse=True)
     return owner_N, len(names)
 
 
-def patient_draws(patients: int, resamples: int, seed: int) -> tuple[Values, np.random.Generator]:
-    """Draws patients with replacement: how often each is drawn, (R, U), and the generator to go on with.
+@lru_cache(maxsize=16)
+def patient_draws(patients: int, resamples: int, seed: int) -> Values:
+    """Draws patients with replacement: how often each is drawn, (R, U).
 
     Drawn once for all means over as many patients: then what is compared saw the same patients.
     """
-    drawn_RU, state = _drawn(patients, resamples, seed)
-    chance = np.random.default_rng()
-    chance.bit_generator.state = state
-    return drawn_RU, chance
-
-
-@lru_cache(maxsize=16)
-def _drawn(patients: int, resamples: int, seed: int) -> tuple[Values, Any]:
-    chance = np.random.default_rng(seed)
-    drawn_RU = chance.multinomial(patients, np.full(patients, 1 / patients), size=resamples).astype(np.float64)
+    drawn_RU = _drawn(np.random.default_rng(seed), patients, resamples)
     drawn_RU.flags.writeable = False
-    return drawn_RU, chance.bit_generator.state
+    return drawn_RU
+
+
+@lru_cache(maxsize=64)
+def _shares_drawn(seed: tuple[int, ...], resamples: int, sizes: tuple[int, ...], after: int = 0) -> list[Values]:
+    """Draws the members of several levels with replacement: the share of each in each replicate, (R, size) a level.
+
+    `after` so many patients were drawn by the same generator.
+    """
+    chance = np.random.default_rng(seed if len(seed) > 1 else seed[0])
+    if after:
+        _drawn(chance, after, resamples)
+    return [_drawn(chance, size, resamples) / size for size in sizes]
+
+
+def _drawn(chance: np.random.Generator, size: int, resamples: int) -> Values:
+    return chance.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
+
+
+def sum_levels(levels: list[Values], shares: list[Values]) -> Values:
+    """Adds up what each level's members shift the mean by: (R,)."""
+    return np.sum([share_RS @ shift_S for shift_S, share_RS in zip(levels, shares, strict=True)], axis=0)
 
 
 def joint_means(arms: list[Values], patient_N: list[str], resamples: int, seed: int) -> Values:
@@ -186,7 +205,7 @@ def joint_means(arms: list[Values], patient_N: list[str], resamples: int, seed: 
     an arm lacks are left out of its means alone.
     """
     owner_N, patients = owners(patient_N, np.ones(len(patient_N), dtype=bool))
-    drawn_RU, _ = patient_draws(patients, resamples, seed)
+    drawn_RU = patient_draws(patients, resamples, seed)
     replicates_AR = np.full((len(arms), resamples), np.nan)
     for number, values in enumerate(arms):
         value_N = case_means(values)
@@ -198,7 +217,7 @@ def joint_means(arms: list[Values], patient_N: list[str], resamples: int, seed: 
         mean, mended = value_N[kept_N].mean(), np.sqrt(patients / max(1, patients - 1))
         mean_R = np.divide(drawn_RU @ total_U, count_R, out=np.full(resamples, np.nan), where=count_R > 0)
         shifts = network_shifts(networks(values)[kept_N], np.unique(owner_N[kept_N], return_inverse=True)[1])
-        shift_R = shifts.draw(resamples, np.random.default_rng([seed, number]))
+        shift_R = shifts.draw(resamples, (seed, number, patients))
         replicates_AR[number] = mean + (mean_R - mean) * mended + shift_R
     return replicates_AR
 
@@ -269,4 +288,4 @@ def expanded_tail(freedom: float, confidence: float) -> float:
         >>> round(expanded_tail(10_000, 0.95), 4), round(expanded_tail(7, 0.95), 4)
         (0.025, 0.009)
     """
-    return float(stats.norm.cdf(-stats.t.ppf((1 + confidence) / 2, freedom)))
+    return float(special.ndtr(-special.stdtrit(freedom, (1 + confidence) / 2)))

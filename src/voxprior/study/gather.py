@@ -89,8 +89,12 @@ def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
         Refusal: a test case has no score, or a scored case is none of the test cases.
     """
     expected = {fold["fold"]: set(fold["test"]) for fold in splits["folds"]}
-    test = scores[scores["cohort"] == "test"]
-    pairs = test[[*CELL, "case"]].drop_duplicates()
+    keys = [*CELL, "case"]
+    columns = [scores[name].cat.codes if scores[name].dtype == "category" else scores[name] for name in keys]
+    begins = np.ones(len(scores), dtype=bool)  # of a run of rows of one case: fewer than rows by classes and metrics
+    begins[1:] = np.any([np.diff(column.to_numpy()) != 0 for column in columns], axis=0)
+    begins &= (scores["cohort"] == "test").to_numpy()
+    pairs = scores.loc[begins, keys].drop_duplicates()
     for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
         place = "/".join(str(part) for part in cell)
         scored, wanted = set(rows["case"]), expected.get(cell[3], set())

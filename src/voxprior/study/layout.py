@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+SMALL = 20_000_000  # numbers up to this are counted in an array and not hashed
 COHORT = ["dataset", "cohort"]
 ARM = [*COHORT, "backbone", "init", "budget"]
 
@@ -144,8 +145,19 @@ class _Sums:
 
 def factorize(column: Any) -> tuple[NDArray[np.intp], list[Any]]:
     """Numbers the values of a column in the order in which they appear: code per row, and the values."""
-    code, known = pd.factorize(column)
-    return code, list(known)
+    words = column.cat.categories if isinstance(column, pd.Series) and column.dtype == "category" else None
+    given = np.asarray(column if words is None else column.cat.codes)
+    if not len(given) or given.dtype.kind not in "iu" or given.min() < 0 or given.max() > SMALL:
+        code, known = pd.factorize(column)
+        return code, list(known)
+    # Small numbers need no hashing: the first row of each, written from the back.
+    first = np.full(int(given.max()) + 1, -1, dtype=np.intp)
+    first[given[::-1]] = np.arange(len(given) - 1, -1, -1)
+    known = np.flatnonzero(first >= 0)
+    known = known[np.argsort(first[known])]
+    place = np.zeros(len(first), dtype=np.intp)
+    place[known] = np.arange(len(known))
+    return place[given], list(known if words is None else words[known])
 
 
 def joined(codes: list[NDArray[np.intp]]) -> NDArray[np.intp]:
