@@ -22,7 +22,18 @@ ROOMS = {
     "study": ({"maths", "study"}, {"torch", "monai", "SimpleITK"}),
     "commands": (EVERYTHING, set()),
 }
-WITHOUT_TORCH = {"overlap", "surfaces", "statistics", "splits", "paired", "labels", "ranks", "variance"}
+WITHOUT_TORCH = {
+    "overlap",
+    "surfaces",
+    "statistics",
+    "splits",
+    "paired",
+    "labels",
+    "ranks",
+    "variance",
+    "areas",
+    "lesions",
+}
 HEAVY = {"torch", "monai", "SimpleITK", "pandas", "mlflow", "scipy", "matplotlib", "blosc2", "requests", "numpy"}
 NEVER_NAMED = re.compile(r"(utils?|helpers?|common|base|manager|trainer)\.py$")
 

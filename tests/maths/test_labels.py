@@ -14,6 +14,16 @@ def test_monotone_is_isotonic_regression(curve):
     assert monotone(np.array([curve]))[0] == pytest.approx(isotonic_regression(curve).x, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "labels"),
+    [(0.6, "about", 2.0), (0.7, "about", 8**0.5), (0.8, "about", 4.0), (0.81, "above", 4.0), (0.3, "below", 1)],
+)
+def test_labels_that_scratch_needs(value, kind, labels):
+    found = labels_needed([1, 2, 4], [0.4, 0.6, 0.8], value)
+    assert found[0] == kind
+    assert found[1] == pytest.approx(labels)
+
+
 def test_a_dip_of_the_curve_is_noise():
     assert labels_needed([1, 2, 4, 8], [0.4, 0.7, 0.6, 0.8], 0.65)[1] == pytest.approx(2)
     assert labels_needed([1, 2, 4, 8], [0.4, 0.7, 0.6, 0.8], 0.725)[1] == pytest.approx(32**0.5)

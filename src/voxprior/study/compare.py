@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from voxprior.maths.labels import labels_needed as labels_needed  # the report reads curves with it
 from voxprior.maths.paired import Contrast, contrast, holm, verdict
 from voxprior.maths.statistics import Interval, mean_interval
 from voxprior.study.layout import ARM, Arm, lay_out
