@@ -107,6 +107,12 @@ def test_an_incomplete_study_is_refused(make_study):
     cell.write_text(whole + "".join(more))
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
         run(results)
+    cell.write_text("".join(line for line in whole.splitlines(True) if not line.startswith("elsewhere,e0,")))
+    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: external case 'e0' is not scored"):
+        run(results)
+    cell.write_text("dataset,case\nhere")
+    with pytest.raises(Refusal, match=r"seed1/scores.csv is damaged"):
+        run(results)
     cell.unlink()
     with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/seed1/scores.csv is missing: run 'score'"):
         run(results)

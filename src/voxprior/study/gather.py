@@ -83,24 +83,37 @@ def _repeated(values: list[Any], rows: np.ndarray) -> Any:
 
 
 def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
-    """Checks that every cell has scored exactly its fold's test cases: a mean over fewer would be another number.
+    """Checks that every cell has scored exactly its fold's test cases, and the external cases that all others have.
+
+    A mean over fewer cases would be another number.
 
     Raises:
-        Refusal: a test case has no score, or a scored case is none of the test cases.
+        Refusal: a test case has no score, a scored case is none of the test cases, or a cell lacks an external case.
     """
     expected = {fold["fold"]: set(fold["test"]) for fold in splits["folds"]}
     keys = [*CELL, "case"]
     columns = [scores[name].cat.codes if scores[name].dtype == "category" else scores[name] for name in keys]
     begins = np.ones(len(scores), dtype=bool)  # of a run of rows of one case: fewer than rows by classes and metrics
     begins[1:] = np.any([np.diff(column.to_numpy()) != 0 for column in columns], axis=0)
-    begins &= (scores["cohort"] == "test").to_numpy()
-    pairs = scores.loc[begins, keys].drop_duplicates()
+    in_test = (scores["cohort"] == "test").to_numpy()
+    pairs = scores.loc[begins & in_test, keys].drop_duplicates()
     for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
         place = "/".join(str(part) for part in cell)
         scored, wanted = set(rows["case"]), expected.get(cell[3], set())
         if wrong := sorted(wanted ^ scored):
             what = "is not scored" if wrong[0] in wanted else "is scored but no test case of the split"
             raise Refusal(f"cell {place}: case '{wrong[0]}' {what}: rerun 'predict' and 'score' for this cell")
+    pairs = scores.loc[begins, [*CELL, "cohort", "dataset", "case"]].drop_duplicates()
+    others = pairs[pairs["cohort"] == "external"]
+    known = set(zip(others["dataset"].astype(str), others["case"].astype(str), strict=True))
+    for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
+        have = set(zip(rows["dataset"].astype(str), rows["case"].astype(str), strict=True))
+        if lacking := sorted(known - have):
+            place = "/".join(str(part) for part in cell)
+            raise Refusal(
+                f"cell {place}: external case '{lacking[0][1]}' is not scored, as in other cells: rerun 'predict' and "
+                "'score' for this cell"
+            )
 
 
 def read_json(path: Path) -> Any:
