@@ -1,8 +1,8 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
-`performance.md` shows JSON files of `benchmarks/`, `results.md` the tables that `voxprior compare` wrote for a study. A
-table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone. `--check` writes
-nothing and ends with code 1 where a page and its files differ.
+`performance.md` and `statistics.md` show JSON files of `benchmarks/`, `results.md` the tables that `voxprior compare`
+wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone.
+`--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 
 import argparse
@@ -207,6 +207,47 @@ def goal(value: float, told: dict[str, Any], name: str) -> str:
     return f"≤ {most:.2f}, {'met' if value <= most else 'not met'}"
 
 
+def metrics() -> str:
+    """Scores beside the peers' on a CPU: one line per subject and arm of `metrics_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "metrics_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for subject in told["subjects"]:
+        for name, arm in subject["arms"].items():
+            apart = ", ".join(f"{metric} {away:.0e}" for metric, away in subject["apart"].get(name, {}).items())
+            times = f"{arm['times_ours']:.1f} ({arm['low']:.1f} to {arm['high']:.1f})" if name != "ours" else "1"
+            goal = f"≥ {arm['goal']:g}, {'met' if arm['met'] else 'not met'}" if "goal" in arm else ""
+            numbers = [f"{arm['median_s']:.3g}", times, goal, f"{arm['peak_mib']:.0f}", apart]
+            rows.append([subject["name"], name, *numbers])
+    head = ["14 classes", "by", "processor s", "times ours (least to most)", "goal", "peak MiB", "largest difference"]
+    size = " x ".join(map(str, told["shape_zyx"]))
+    where = f"{told['device']}, {told['threads']} thread, {told['date']}, {size} voxels"
+    return f"{table(head, rows)}\n\n{where}; peak beyond the two maps."
+
+
+# ------------------------------------------------------------------------------------------------- statistics.md
+COUNTED = {
+    "intervals": "95 % intervals that hold the truth (goal 93 to 97 %)",
+    "tests": "equal inits that are called different at 5 % (goal 4 to 6 %)",
+    "families": "families of 8 equal inits with any significant contrast (goal ≤ 6 %)",
+    "verdicts": "verdicts and power",
+    "claims": "probability that a claim is false: stated and true, effects of many sizes",
+    "labels": "intervals of labels saved",
+    "ranks": "intervals of ranks that hold the true rank",
+}
+
+
+def simulations() -> str:
+    """How often the statistics are right: one table per kind of `simulations.json`, one line per simulated world."""
+    told = json.loads((RESULTS / "simulations.json").read_text(encoding="utf-8"))
+    parts = []
+    for kind, title in COUNTED.items():
+        some = [result for result in told["results"] if result["kind"] == kind]
+        if some:
+            rows = [[r["world"]["name"], *(f"{100 * share:.1f} %" for share in r["found"].values())] for r in some]
+            parts.append(f"{title[0].upper()}{title[1:]}:\n\n{table(['simulated study', *some[0]['found']], rows)}")
+    return "\n\n".join([*parts, f"{told['runs']:,} studies each, {told['resamples']:,} replicates."])
+
+
 # ------------------------------------------------------------------------------------------------- results.md
 TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "spark": "SparK", "anatomask": "AnatoMask", "byol": "BYOL", "pgl": "PGL"}
 ORDER = ["scratch", *TITLES]
@@ -266,8 +307,16 @@ def joined(values: set[str]) -> str:
 
 
 PAGES = {
-    "performance.md": {"steps": steps, "gpu": gpu, "data": data, "room": room, "prediction": prediction},
+    "performance.md": {
+        "steps": steps,
+        "gpu": gpu,
+        "data": data,
+        "room": room,
+        "prediction": prediction,
+        "metrics": metrics,
+    },  # fmt: skip
     "results.md": {"dice": dice, "contrasts": contrasts},
+    "statistics.md": {"simulations": simulations},
 }
 
 

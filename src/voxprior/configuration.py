@@ -17,6 +17,7 @@ ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Zyx = tuple[float, float, float]
 ZyxVox = tuple[int, int, int]
+Metric = Literal["dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1"]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -258,19 +259,31 @@ class Predict(Strict):
 
 
 class Score(Strict):
-    """What counts as the same surface."""
+    """Which metrics are computed, and what counts as the same surface or the same lesion; see docs/statistics.md."""
 
+    metrics: list[Metric] = Field(
+        default=["dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "volume_error"],
+        min_length=1,
+        description="the default ones cost nothing beyond the first three; nsd_area and lesion_f1 do",
+    )
+    lesion_iou: float = Field(
+        default=0.1, gt=0, le=1, description="lesion_f1 matches lesions from this intersection over union on"
+    )
     tolerance_mm: float = Field(
         default=2.0, gt=0, description="normalised surface dice counts a surface as met within this"
     )
 
 
 class Compare(Strict):
-    """Intervals of the tables."""
+    """Intervals and verdicts of the tables."""
 
     confidence: float = Field(default=0.95, gt=0, lt=1)
     resamples: Positive = 2000
     seed: int = 0
+    margin: float = Field(
+        default=0.005, ge=0, description="differences of Dice and other shares up to this do not matter"
+    )
+    margin_mm: float = Field(default=0.1, ge=0, description="the same for distances")
 
 
 class FileInit(Strict):

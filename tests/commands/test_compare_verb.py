@@ -9,16 +9,18 @@ from voxprior.commands import compare
 from voxprior.errors import Refusal
 from voxprior.study.compare import STAMP
 
+FIRST = {"scores", "cases", "curves", "contrasts", "dice_by_budget"}
+
 
 def run(results):
     compare.run(results / "cards/compare.json", results / "splits.json", results, results / "tables")
-    return {path.stem: pd.read_csv(path) for path in (results / "tables").glob("*.csv")}
+    return {path.stem: pd.read_csv(path) for path in (results / "tables").glob("*.csv") if path.stem != "dictionary"}
 
 
 def test_tables_of_a_study(make_study):
     results = make_study()
     tables = run(results)
-    assert set(tables) == {"scores", "cases", "curves", "contrasts", "dice_by_budget"}
+    assert set(tables) == {*FIRST, "labels_saved", "ranks", "variance"}
     scores, curves = tables["scores"], tables["curves"]
     assert list(scores)[:8] == ["study", "dataset", "cohort", "backbone", "init", "budget", "fold", "seed"]
     assert len(scores) == 16 * 6 * 2 * 3
@@ -40,9 +42,50 @@ def test_tables_of_a_study(make_study):
 
 def test_simulated_patients_get_a_stamp_and_no_interval(make_study):
     tables = run(make_study(simulated=True))
-    for name in ("curves", "contrasts"):
+    for name in ("curves", "contrasts", "labels_saved", "ranks"):
         assert set(tables[name]["stamp"]) == {STAMP}
         assert tables[name][["low", "high"]].isna().all(axis=None)
+    judged = ["effect", "effect_low", "effect_high", "p", "p_holm", "verdict", "false_claim", "smallest"]
+    assert tables["contrasts"][judged].isna().all(axis=None)
+    assert tables["contrasts"]["difference"].notna().all()
+    assert tables["labels_saved"][["kind", "labels", "high_kind"]].isna().all(axis=None)
+    assert tables["ranks"]["rank"].notna().all()
+
+
+def test_every_column_is_explained_and_every_table_is_parquet_too(make_study):
+    results = make_study()
+    tables = run(results)
+    about = pd.read_csv(results / "tables/dictionary.csv", keep_default_na=False)
+    assert (about[["type", "meaning"]] != "").all(axis=None)
+    for name, table in tables.items():
+        known = about[about["table"] == name]["column"].tolist()
+        shown = [column for column in table if not column.startswith("vit_tiny ") and not column.startswith("stunet")]
+        assert shown == [c for c in known if c not in ("pretrain_seed", "<backbone> <init>")], name
+        assert list(table)[-1] == "stamp"
+        stored = pd.read_parquet(results / f"tables/{name}.parquet")
+        assert list(stored) == list(table)
+        assert len(stored) == len(table)
+    assert set(about["table"]) == set(tables)
+
+
+def test_tables_hang_together(make_study):
+    tables = run(make_study())
+    contrasts, saved, ranks, variance = (tables[n] for n in ("contrasts", "labels_saved", "ranks", "variance"))
+    curves = tables["curves"].query("`class` == 'mean' and cohort == 'test'")
+    means = curves.set_index(["backbone", "init", "budget", "metric"])["mean"]
+    judged = contrasts.query("cohort == 'test'")
+    assert set(judged["verdict"]) <= {"better", "worse", "equivalent", "not separated"}
+    assert (judged["p_holm"] >= judged["p"]).all()
+    assert ((judged["false_claim"] < 0.025) == ((judged["low"] > 0) | (judged["high"] < 0))).all()
+    assert set(contrasts.query("cohort == 'external'")["verdict"]) == {"not separated"}  # one patient
+    assert len(saved) == len(judged.query("against == 'scratch'"))
+    assert saved["low"].notna().all()
+    assert (saved["low"] <= saved["high"]).all()
+    best = ranks.query("cohort == 'test' and scheme == 'rank_of_means' and metric == 'dice' and rank == 1").iloc[0]
+    rivals = means.xs((best["budget"], "dice"), level=("budget", "metric"))[best["backbone"]]
+    assert rivals.idxmax() == best["init"]
+    assert set(variance["source"]) == {"patient", "pretrain_seed", "seed", "rest"}
+    assert variance.groupby(["cohort", "backbone", "init", "budget", "metric"])["share"].sum().round(6).max() == 1
 
 
 def test_leakage_is_stamped_in_every_table_and_keeps_the_intervals(make_study):
@@ -63,6 +106,12 @@ def test_an_incomplete_study_is_refused(make_study):
     more = [line.replace("here,002,", "here,p2,") for line in whole.splitlines(True) if line.startswith("here,002,")]
     cell.write_text(whole + "".join(more))
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
+        run(results)
+    cell.write_text("".join(line for line in whole.splitlines(True) if not line.startswith("elsewhere,e0,")))
+    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: external case 'e0' is not scored"):
+        run(results)
+    cell.write_text("dataset,case\nhere")
+    with pytest.raises(Refusal, match=r"seed1/scores.csv is damaged"):
         run(results)
     cell.unlink()
     with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/seed1/scores.csv is missing: run 'score'"):

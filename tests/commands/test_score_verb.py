@@ -83,6 +83,35 @@ def test_scores_are_those_of_the_shifted_box(study):
     assert not list(study.rglob("*.part"))
 
 
+def test_volumes_and_distances_come_with_the_first_three(study):
+    found = {(r["dataset"], r["class"], r["metric"]): r for r in run(study)}
+    assert list(dict.fromkeys(metric for _, _, metric in found)) == [
+        "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "volume_error"
+    ]  # fmt: skip
+    assert float(found["here", "box", "volume_ml"]["value"]) == 0
+    assert float(found["here", "box", "volume_error"]["value"]) == 0
+    assert 0 < float(found["here", "box", "assd_mm"]["value"]) < 5
+    assert float(found["here", "other", "volume_ml"]["value"]) == pytest.approx(0.8 * 0.9 * 2.5 / 1000)
+    assert float(found["here", "other", "volume_error"]["value"]) == 2
+    assert found["here", "never", "volume_ml"]["value"] == ""
+
+
+def test_a_study_chooses_its_metrics(study):
+    card = json.loads((study / "card.json").read_text())
+    card["score"] |= {"metrics": ["lesion_f1", "nsd_area", "dice"], "lesion_iou": 0.3}
+    (study / "card.json").write_text(json.dumps(card))
+    rows = run(study)
+    assert list(dict.fromkeys(row["metric"] for row in rows)) == ["lesion_f1", "nsd_area", "dice"]
+    found = {(r["dataset"], r["class"], r["metric"]): r["value"] for r in rows}
+    assert float(found["here", "box", "lesion_f1"]) == 1  # 4 of 8 planes are shared
+    assert 0 < float(found["here", "box", "nsd_area"]) < 1
+    assert float(found["here", "other", "lesion_f1"]) == float(found["here", "other", "nsd_area"]) == 0
+    card["score"]["metrics"] = ["ece"]
+    (study / "card.json").write_text(json.dumps(card))
+    with pytest.raises(Refusal, match="score.metrics.0"):
+        run(study)
+
+
 def test_scans_without_labels_are_counted_not_scored(study, capsys):
     table = (study / "cases.csv").read_text().splitlines()
     table[2] = "a,there,there_p,"

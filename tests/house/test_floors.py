@@ -35,7 +35,18 @@ ROOMS = {
     "exchange": ({"maths", "nets", "exchange"}, {"SimpleITK", "pandas", "mlflow"}),
     "commands": (EVERYTHING, set()),
 }
-WITHOUT_TORCH = {"overlap", "surfaces", "statistics", "splits"}
+WITHOUT_TORCH = {
+    "overlap",
+    "surfaces",
+    "statistics",
+    "splits",
+    "paired",
+    "labels",
+    "ranks",
+    "variance",
+    "areas",
+    "lesions",
+}
 HEAVY = {"torch", "monai", "SimpleITK", "pandas", "mlflow", "scipy", "matplotlib", "blosc2", "requests", "numpy"}
 NEVER_NAMED = re.compile(r"(utils?|helpers?|common|base|manager|trainer)\.py$")
 

@@ -78,3 +78,9 @@ def test_dice_equals_monai():
         counts = overlap.confusion(label, prediction, 4)
         scored = [flag != "both_empty" for flag in overlap.flags(counts)]
         assert overlap.dice(counts)[scored] == pytest.approx(theirs[scored], abs=1e-6)
+
+
+def test_volume_differences_have_a_sign_and_errors_have_none():
+    counts = np.array([[90, 2, 0, 4, 0], [0, 6, 0, 0, 0], [3, 0, 5, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    assert overlap.volume_differences_ml(counts, 500.0) == pytest.approx([1.0, -1.5, 2.0, np.nan], nan_ok=True)
+    assert overlap.volume_errors(counts) == pytest.approx([2 / 7, 3 / 6.5, 2.0, np.nan], nan_ok=True)

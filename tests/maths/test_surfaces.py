@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxprior.maths import surfaces
+from voxprior.maths import areas, surfaces
 
 SPACINGS = [(1.0, 1.0, 1.0), (2.5, 0.8, 0.8), (5.0, 0.7, 0.35), (0.3, 3.0, 1.7)]
 
@@ -29,7 +29,7 @@ def blobs(seed: int, shape: tuple[int, int, int], classes: int, filled: float) -
 
 
 def brute_force(label, prediction, class_id, spacing, tolerance):
-    """Computes NSD and HD95 from the definition, voxel by voxel."""
+    """Computes NSD, HD95 and ASSD from the definition, voxel by voxel."""
     points = []
     for one in (label == class_id, prediction == class_id):
         padded = np.pad(one, 1)
@@ -42,7 +42,8 @@ def brute_force(label, prediction, class_id, spacing, tolerance):
     apart = np.linalg.norm(points[0][:, None] - points[1][None], axis=-1)
     there, back = apart.min(axis=1), apart.min(axis=0)
     met = (there <= tolerance + 1e-6).sum() + (back <= tolerance + 1e-6).sum()
-    return met / (there.size + back.size), max(np.percentile(there, 95), np.percentile(back, 95))
+    hd95_mm = max(np.percentile(there, 95), np.percentile(back, 95))
+    return met / (there.size + back.size), hd95_mm, np.concatenate([there, back]).mean()
 
 
 def cubes(shift: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +53,7 @@ def cubes(shift: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_cube_shifted_by_3_voxels_of_1_5_mm_is_4_5_mm_away():
-    _, hd95_mm = surfaces.surface_scores(*cubes((3, 0, 0)), 1, (1.5, 1.5, 1.5), 2.0)
+    hd95_mm = surfaces.surface_scores(*cubes((3, 0, 0)), 1, (1.5, 1.5, 1.5), 2.0).hd95_mm
     assert hd95_mm == pytest.approx([4.5])
 
 
@@ -60,7 +61,7 @@ def test_a_cube_shifted_by_3_voxels_of_1_5_mm_is_4_5_mm_away():
 def test_spacing_belongs_to_its_axis(axis):
     shift = tuple(2 if i == axis else 0 for i in range(3))
     spacing = (2.5, 0.8, 0.4)
-    _, hd95_mm = surfaces.surface_scores(*cubes(shift), 1, spacing, 2.0)
+    hd95_mm = surfaces.surface_scores(*cubes(shift), 1, spacing, 2.0).hd95_mm
     assert hd95_mm == pytest.approx([2 * spacing[axis]])
 
 
@@ -80,11 +81,12 @@ def test_image_border_is_a_surface():
 def test_empty_policy():
     label, prediction = np.zeros((2, 4, 5, 6), np.uint8)
     label[1, 1, 1], prediction[2, 2, 2] = 1, 2
-    nsd, hd95_mm = surfaces.surface_scores(label, prediction, 3, (2.0, 1.0, 0.5), 2.0)
+    nsd, hd95_mm, assd_mm = surfaces.surface_scores(label, prediction, 3, (2.0, 1.0, 0.5), 2.0)
     diagonal = np.sqrt(8**2 + 5**2 + 3**2)
     assert nsd[:2].tolist() == [0, 0]
     assert hd95_mm[:2] == pytest.approx([diagonal, diagonal])
-    assert np.isnan([nsd[2], hd95_mm[2]]).all()
+    assert assd_mm[:2] == pytest.approx([diagonal, diagonal])
+    assert np.isnan([nsd[2], hd95_mm[2], assd_mm[2]]).all()
     nothing = np.zeros((3, 3, 3), np.uint8)
     assert np.isnan(surfaces.surface_scores(nothing, nothing, 2, (1, 1, 1), 1.0)).all()
 
@@ -106,11 +108,11 @@ SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
 @given(st.integers(0, 2**32), SHAPES, st.sampled_from(SPACINGS), st.sampled_from([0.5, 1.0, 2.5]))
 def test_scores_equal_the_definition(seed, shape, spacing, tolerance):
     label, prediction = blobs(seed, shape, 2, 0.6)
-    nsd, hd95_mm = surfaces.surface_scores(label, prediction, 2, spacing, tolerance)
+    found = surfaces.surface_scores(label, prediction, 2, spacing, tolerance)
     for class_id in (1, 2):
         if (label == class_id).any() and (prediction == class_id).any():
             expected = brute_force(label, prediction, class_id, spacing, tolerance)
-            assert (nsd[class_id - 1], hd95_mm[class_id - 1]) == pytest.approx(expected, abs=1e-5)
+            assert [score[class_id - 1] for score in found] == pytest.approx(expected, abs=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,7 +122,7 @@ def test_scores_do_not_care_who_is_who_nor_about_empty_space(seed, shape, spacin
     one = surfaces.surface_scores(label, prediction, 2, spacing, 1.0)
     assert np.array_equal(one, surfaces.surface_scores(prediction, label, 2, spacing, 1.0), equal_nan=True)
     padded = surfaces.surface_scores(np.pad(label, 4), np.pad(prediction, 4), 2, spacing, 1.0)
-    for k, class_id in itertools.product((0, 1), (1, 2)):
+    for k, class_id in itertools.product((0, 1, 2), (1, 2)):
         if (label == class_id).any() and (prediction == class_id).any():
             assert padded[k][class_id - 1] == pytest.approx(one[k][class_id - 1], abs=1e-6)
 
@@ -130,20 +132,27 @@ def test_scores_do_not_care_who_is_who_nor_about_empty_space(seed, shape, spacin
 @given(st.integers(0, 2**32), SHAPES, st.sampled_from(SPACINGS), st.sampled_from([0.1, 0.6]))
 def test_scores_equal_monai(seed, shape, spacing, filled):
     import torch
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics.utils import create_table_neighbour_code_to_surface_area
     from torch.nn.functional import one_hot
 
     label, prediction = blobs(seed, shape, 2, filled)
-    nsd, hd95_mm = surfaces.surface_scores(label, prediction, 2, spacing, 1.6)
+    nsd, hd95_mm, assd_mm = surfaces.surface_scores(label, prediction, 2, spacing, 1.6)
+    table = create_table_neighbour_code_to_surface_area(spacing)[0].numpy().astype(float)
+    nsd_area = areas.area_weighted_nsd(label, prediction, 2, spacing, 1.6, table)
     y, p = (one_hot(torch.from_numpy(m).long(), 3).movedim(-1, 0)[None] for m in (label, prediction))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hd95_theirs = compute_hausdorff_distance(p, y, percentile=95, spacing=spacing)[0].numpy()
+        assd_theirs = compute_average_surface_distance(p, y, symmetric=True, spacing=spacing)[0].numpy()
         nsd_theirs = compute_surface_dice(p, y, [1.6, 1.6], spacing=spacing)[0].numpy()
+        area_theirs = compute_surface_dice(p, y, [1.6, 1.6], spacing=spacing, use_subvoxels=True)[0].numpy()
     for k, class_id in enumerate((1, 2)):
         present = (label == class_id).any(), (prediction == class_id).any()
         if all(present):
             assert hd95_mm[k] == pytest.approx(hd95_theirs[k], abs=1e-3)
+            assert assd_mm[k] == pytest.approx(assd_theirs[k], abs=1e-3)
+            assert nsd_area[k] == pytest.approx(area_theirs[k], abs=1e-5)
         if any(present):
             assert nsd[k] == pytest.approx(nsd_theirs[k], abs=1e-6)
         else:

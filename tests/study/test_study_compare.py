@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from voxprior.study import compare
+from voxprior.study import cases, compare, layout, standings, tables
 
 SETTINGS = compare.Settings(0.95, 200, 0, simulated=False)
 
@@ -87,17 +87,97 @@ def test_intervals_stay_inside_the_metric():
     assert (far["high"] > 1).all()
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0.6, ("about", 2.0)),
-        (0.7, ("about", 8**0.5)),
-        (0.8, ("about", 4.0)),
-        (0.81, ("above", 4.0)),
-        (0.3, ("below", 1)),
-    ],
-)
-def test_labels_that_scratch_needs(value, expected):
-    found = compare.labels_needed([1, 2, 4], [0.4, 0.6, 0.8], value)
-    assert found[0] == expected[0]
-    assert found[1] == pytest.approx(expected[1])
+def many(inits: dict[str, float], patients: int = 12, seeds: int = 2, **columns) -> pd.DataFrame:
+    """Makes scores of many patients: {init: gain}, the same patients for all, noise of their own."""
+    chance = np.random.default_rng(0)
+    easy = chance.normal(0.6, 0.05, patients)
+    values = {
+        (init, budget, seed, f"p{i:02d}", "liver"): easy[i] + gain + 0.05 * step + chance.normal(0, 0.004)
+        for init, gain in inits.items()
+        for step, budget in enumerate((1, 2, 4))
+        for seed in range(seeds)
+        for i in range(patients)
+    }
+    return scores(values).assign(**columns)
+
+
+def test_verdicts_follow_difference_and_margin():
+    table = many({"scratch": 0.0, "mae": 0.05, "byol": 0.0, "glmae": -0.02})
+    found = compare.contrasts(table, SETTINGS).set_index(["init", "against", "budget"]).sort_index()
+    assert set(found.loc[("mae", "scratch")]["verdict"]) == {"better"}
+    assert set(found.loc[("byol", "scratch")]["verdict"]) == {"equivalent"}
+    assert set(found.loc[("glmae", "mae")]["verdict"]) == {"worse"}
+    assert set(found["margin"]) == {0.005}
+    assert (found["p_holm"] >= found["p"]).all()
+    strict = compare.contrasts(table, SETTINGS._replace(margin=0.0))
+    strict = strict.set_index(["init", "against", "budget"]).sort_index()
+    assert set(strict.loc[("byol", "scratch")]["verdict"]) == {"not separated"}
+
+
+def test_lower_distances_are_better():
+    table = many({"scratch": 0.0, "mae": 0.05}, metric="hd95_mm").assign(value=lambda rows: 1 - rows["value"])
+    found = compare.contrasts(table, SETTINGS._replace(margin_mm=0.01))
+    assert set(found["verdict"]) == {"better"}
+    assert set(found["margin"]) == {0.01}
+    ranks = standings.rank_table(layout.lay_out(table), SETTINGS)
+    assert set(ranks[ranks["init"] == "mae"]["rank"]) == {1}
+    saved = standings.saved_table(layout.lay_out(table), SETTINGS).set_index("budget")
+    assert saved.loc[2, "kind"] == "about"
+    assert saved.loc[2, "labels"] == pytest.approx(4, rel=0.1)
+
+
+def test_signed_volumes_have_means_and_no_verdicts():
+    table = many({"scratch": 0.0, "mae": 0.05}, metric="volume_ml")
+    assert len(compare.curves(table, SETTINGS)) == 12
+    arms = layout.lay_out(table)
+    assert compare.contrasts(arms, SETTINGS).empty
+    assert standings.rank_table(arms, SETTINGS).empty
+    assert standings.saved_table(arms, SETTINGS).empty
+
+
+def test_holms_family_is_a_metric_of_a_cohort():
+    one = compare.contrasts(many({"scratch": 0.0, "mae": 0.002, "byol": 0.003}), SETTINGS)
+    both = pd.concat([many({"scratch": 0.0, "mae": 0.002, "byol": 0.003}, metric=m) for m in ("dice", "nsd")])
+    two = compare.contrasts(both, SETTINGS)
+    assert two[two["metric"] == "dice"]["p_holm"].tolist() == one["p_holm"].tolist()
+    assert one["p_holm"].max() <= 6 * one["p"].max()
+
+
+def test_pretraining_seeds_are_a_level_of_their_own():
+    table = pd.concat([many({"scratch": 0.0}), many({"mae": 0.05}), many({"mae": 0.05}, pretrain_seed=1)])
+    table["pretrain_seed"] = table["pretrain_seed"].fillna(0).astype(int)
+    arms = {arm.init: arm for arm in layout.lay_out(table)}
+    assert arms["scratch"].mean.shape == (12, 1, 2)
+    assert arms["mae"].mean.shape == (12, 2, 2)
+    curves = compare.curves(table, SETTINGS)
+    assert set(curves[curves["init"] == "mae"]["seeds"]) == {4}
+    parts = standings.variance_table(list(arms.values()), SETTINGS).set_index(["init", "budget", "source"])
+    assert np.isnan(parts.loc[("scratch", 4, "pretrain_seed"), "variance"])
+    assert parts.loc[("mae", 4, "pretrain_seed"), "variance"] >= 0
+
+
+def test_external_cases_are_averaged_over_folds_and_counted_per_fold():
+    rows = scores({("scratch", 1, 0, "x", "liver"): 0.2, ("scratch", 1, 0, "y", "liver"): 0.4})
+    rows = pd.concat([rows, rows.assign(fold=1, value=[0.6, np.nan], flag=["", "both_empty"])])
+    arm = layout.lay_out(rows.assign(cohort="external"))[0]
+    assert dict(zip(arm.cases, arm.mean[:, 0, 0], strict=True)) == pytest.approx({"x": 0.4, "y": 0.4})
+    assert arm.excluded == {"liver": 1}
+    table = cases.case_table(rows).set_index(["fold", "case"])
+    assert table.loc[(1, "x"), ["value", "scored"]].tolist() == [0.6, 1]
+    assert np.isnan(table.loc[(1, "y"), "value"])
+    assert table.loc[(1, "y"), "scored"] == 0
+
+
+def test_long_tables_are_written_as_short_ones_are(tmp_path, monkeypatch):
+    table = many({"scratch": 0.0})
+    table["value"] = table["value"].round(6)
+    words = table.assign(**{name: pd.Categorical(table[name]) for name in ("study", "dataset", "cohort", "case")})
+    words = words.assign(**{name: pd.Categorical(table[name]) for name in ("init", "backbone", "metric", "patient")})
+    words = words.assign(flag=pd.Categorical(table["flag"]), **{"class": pd.Categorical(table["class"])})
+    tables.write_table(tmp_path, "short", words)
+    monkeypatch.setattr(tables, "MANY", 0)
+    tables.write_table(tmp_path, "long", words)
+    assert (tmp_path / "long.csv").read_text() == (tmp_path / "short.csv").read_text()
+    odd = words.assign(case=pd.Categorical([f'a,"b" {i}' for i in range(len(words))]))
+    tables.write_table(tmp_path, "odd", odd)
+    assert pd.read_csv(tmp_path / "odd.csv")["case"].tolist() == odd["case"].tolist()

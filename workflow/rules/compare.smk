@@ -1,3 +1,6 @@
+TABLES = ["scores", "cases", "curves", "contrasts", "labels_saved", "ranks", "variance", "dice_by_budget"]
+
+
 rule compare:
     input:
         card=f"{R}/cards/compare.json",
@@ -7,12 +10,9 @@ rule compare:
     output:
         multiext(
             f"{R}/tables/",
-            "scores.csv",
-            "cases.csv",
-            "curves.csv",
-            "contrasts.csv",
+            *[f"{name}.{ending}" for name in TABLES for ending in ("csv", "parquet")],
+            "dictionary.csv",
             "metrics.json",
-            "dice_by_budget.csv",
         ),
     log:
         f"{R}/logs/compare.log",
@@ -22,7 +22,7 @@ rule compare:
         "../envs/voxprior.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=60,
     message:
         "Gather all scores into tables with intervals"

@@ -62,7 +62,7 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
 
     from voxprior.data import volume
     from voxprior.errors import Refusal
-    from voxprior.maths import overlap, surfaces
+    from voxprior.maths import overlap
 
     if not prediction_path.is_file():
         raise Refusal(f"{prediction_path} is missing, the prediction of case '{row['case']}': rerun 'predict'")
@@ -86,11 +86,39 @@ def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> lis
     label_ZYX[unknown_ZYX] = prediction_ZYX[unknown_ZYX] = 0  # nobody knows what is there: no score of it
     spacing = volume.Grid.of(label).spacing_zyx_mm
     counts = overlap.confusion(label_ZYX, prediction_ZYX, classes)
-    nsd, hd95_mm = surfaces.surface_scores(label_ZYX, prediction_ZYX, classes, spacing, content.score.tolerance_mm)
+    found = _measure(content.score, label_ZYX, prediction_ZYX, counts, spacing)
     rows: list[tuple[str, ...]] = []
-    for metric, scores in (("dice", overlap.dice(counts)), ("nsd", nsd), ("hd95_mm", hd95_mm)):
-        for name, in_file, score, flag in zip(content.classes, values, scores, overlap.flags(counts), strict=True):
+    for metric in content.score.metrics:
+        for name, in_file, score, flag in zip(
+            content.classes, values, found[metric], overlap.flags(counts), strict=True
+        ):
             if in_file:
                 text = "" if np.isnan(score) else f"{score:.8g}"
                 rows.append((row["dataset"], row["case"], row["patient"], name, metric, text, flag))
     return rows
+
+
+def _measure(asked: Any, label_ZYX: Any, prediction_ZYX: Any, counts: Any, spacing: Any) -> dict[str, Any]:
+    """Computes the metrics that are asked for: (K,) by name, and those that come with them."""
+    import numpy as np
+
+    from voxprior.maths import areas, lesions, overlap, surfaces
+
+    classes = len(counts) - 1
+    found: dict[str, Any] = {"dice": overlap.dice(counts), "volume_error": overlap.volume_errors(counts)}
+    found["volume_ml"] = overlap.volume_differences_ml(counts, float(np.prod(spacing)))
+    maps = label_ZYX, prediction_ZYX, classes
+    if set(surfaces.SurfaceScores._fields) & set(asked.metrics):
+        found |= surfaces.surface_scores(*maps, spacing, asked.tolerance_mm)._asdict()
+    if "nsd_area" in asked.metrics:
+        found["nsd_area"] = areas.area_weighted_nsd(*maps, spacing, asked.tolerance_mm, _corner_areas(spacing))
+    if "lesion_f1" in asked.metrics:
+        found["lesion_f1"] = lesions.lesion_f1(*maps, asked.lesion_iou)
+    return found
+
+
+def _corner_areas(spacing: Any) -> Any:
+    """Looks up the area of each corner code at a spacing, in mm2: MONAI's table, which is DeepMind's; 4 s to import."""
+    from monai.metrics.utils import create_table_neighbour_code_to_surface_area
+
+    return create_table_neighbour_code_to_surface_area(tuple(spacing))[0].numpy().astype(float)

@@ -1,4 +1,4 @@
-"""Distances between surfaces, in millimetres: normalised surface Dice and the 95th percentile Hausdorff distance.
+"""Distances between surfaces, in millimetres: normalised surface Dice, Hausdorff distance, average surface distance.
 
 Several definitions carry these names. Ours, in full:
 
@@ -9,7 +9,9 @@ Several definitions carry these names. Ours, in full:
   As MONAI's `compute_hausdorff_distance(percentile=95)`; medpy pools both directions, DeepMind's surface-distance
   weighs by area: both differ from it by tenths of millimetres.
 - *NSD*: the share of surface voxels, of both maps together, whose distance is at most the tolerance. As MONAI's
-  `compute_surface_dice(use_subvoxels=False)`; with sub-voxel areas it differs by up to about 0.1.
+  `compute_surface_dice(use_subvoxels=False)`; weighted by area (`maths/areas.py`) it differs by up to about 0.1.
+- *ASSD*: the mean distance of the surface voxels of both maps together. As MONAI's
+  `compute_average_surface_distance(symmetric=True)`; others average the two directions' means.
 
 Only surface voxels enter a tree, so that the cost follows the surfaces and not the volume.
 
@@ -17,6 +19,7 @@ Axes: Z Y X voxels, N surface voxels, K classes with the ids 1..K.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,14 @@ from scipy.spatial import cKDTree
 from voxprior.maths.overlap import Labels, union_box
 
 Zyx = tuple[float, float, float]
+
+
+class SurfaceScores(NamedTuple):
+    """NSD, HD95 in mm and ASSD in mm of classes 1..K: three (K,) arrays."""
+
+    nsd: NDArray[np.float64]
+    hd95_mm: NDArray[np.float64]
+    assd_mm: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -99,13 +110,19 @@ def diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: Zyx) -> float:
     return float(np.linalg.norm(np.multiply(shape_zyx, spacing_zyx_mm)))
 
 
+def refuse_spacing(spacing_zyx_mm: Zyx) -> None:
+    """Raises a ValueError where the spacing is not three positive numbers."""
+    if len(spacing_zyx_mm) != 3 or not all(0 < step < np.inf for step in spacing_zyx_mm):
+        raise ValueError(f"spacing {spacing_zyx_mm} must be three positive numbers, in mm")
+
+
 def surface_scores(
     label_ZYX: Labels, prediction_ZYX: Labels, classes: int, spacing_zyx_mm: Zyx, tolerance_mm: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Computes NSD and HD95 in mm for classes 1..K: two (K,) arrays. Definitions: see the module.
+) -> SurfaceScores:
+    """Computes NSD, HD95 and ASSD of classes 1..K in one pass over the surfaces. Definitions: see the module.
 
-    A class that both maps lack is NaN in both; one that a single map lacks has NSD 0 and, as HD95, the diagonal of
-    the whole image.
+    A class that both maps lack is NaN in all; one that a single map lacks has NSD 0 and, as HD95 and ASSD, the diagonal
+    of the whole image.
 
     Args:
         label_ZYX: reference, ids 0..K, uint8.
@@ -119,13 +136,12 @@ def surface_scores(
     """
     if label_ZYX.shape != prediction_ZYX.shape:
         raise ValueError(f"label {label_ZYX.shape} and prediction {prediction_ZYX.shape} differ in shape")
-    if len(spacing_zyx_mm) != 3 or not all(0 < step < np.inf for step in spacing_zyx_mm):
-        raise ValueError(f"spacing {spacing_zyx_mm} must be three positive numbers, in mm")
-    nsd_K, hd95_mm_K = np.full(classes, np.nan), np.full(classes, np.nan)
+    refuse_spacing(spacing_zyx_mm)
+    found = SurfaceScores(*np.full((3, classes), np.nan))
     box = union_box(label_ZYX, prediction_ZYX)
     label_box_ZYX, prediction_box_ZYX = np.ascontiguousarray(label_ZYX[box]), np.ascontiguousarray(prediction_ZYX[box])
     if label_box_ZYX.size == 0:
-        return nsd_K, hd95_mm_K
+        return found
     shape = label_box_ZYX.shape
     label, prediction = find_surfaces(label_box_ZYX, prediction_box_ZYX, classes)
     for k in range(classes):
@@ -133,12 +149,15 @@ def surface_scores(
         if label_N.size == 0 and prediction_M.size == 0:
             continue
         if label_N.size == 0 or prediction_M.size == 0:
-            nsd_K[k], hd95_mm_K[k] = 0.0, diagonal_mm(label_ZYX.shape, spacing_zyx_mm)
+            found.nsd[k] = 0.0
+            found.hd95_mm[k] = found.assd_mm[k] = diagonal_mm(label_ZYX.shape, spacing_zyx_mm)
             continue
         there = distances_mm(label_N, label_shared_N, prediction_M, shape, spacing_zyx_mm)
         back = distances_mm(prediction_M, prediction_shared_M, label_N, shape, spacing_zyx_mm)
         # In float32, so that a distance of exactly the tolerance counts whatever the rounding of the coordinates.
         met = sum(int((way <= np.float32(tolerance_mm)).sum()) for way in (there, back))
-        nsd_K[k] = met / (there.size + back.size)
-        hd95_mm_K[k] = max(float(np.quantile(way, 0.95)) for way in (there, back))
-    return nsd_K, hd95_mm_K
+        both = there.size + back.size
+        found.nsd[k] = met / both
+        found.hd95_mm[k] = max(float(np.quantile(way, 0.95)) for way in (there, back))
+        found.assd_mm[k] = sum(float(way.sum(dtype=np.float64)) for way in (there, back)) / both
+    return found

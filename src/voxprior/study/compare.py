@@ -1,8 +1,9 @@
-"""Turns scores into the tables of a study: label-budget curves, planned contrasts, means per case.
+"""Turns scores into the tables of a study: label-budget curves and planned contrasts.
 
-Seeds are averaged within a case before cases are averaged; intervals come from `maths/statistics.py`. Inits are
-compared inside one backbone only. In studies of simulated patients intervals stay empty and every row is stamped: the
-patients are one person, and an interval over them would say how alike the simulations are.
+Seeds are averaged within a case before cases are averaged; intervals come from `maths/statistics.py`, verdicts from
+`maths/paired.py`. Inits are compared inside one backbone only. In studies of simulated patients intervals stay
+empty and every row is stamped: the patients are one person, and an interval over them would say how alike the
+simulations are.
 """
 
 from typing import Any, NamedTuple
@@ -10,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from voxprior.maths.statistics import Interval, difference_interval, mean_interval
+from voxprior.maths.paired import Contrast, contrast, holm, verdict
+from voxprior.maths.statistics import Interval, mean_interval
+from voxprior.study.layout import ARM, Arm, lay_out
+from voxprior.study.measures import measure_of
 
 STAMP = "simulated patients: pipeline check"
-ARM = ["dataset", "cohort", "backbone", "init", "budget"]
 # What a method adds to another: planned before any number is seen, so that nobody picks the pair that looks best.
 PLANNED = {"glmae": "mae", "anatomask": "spark", "pgl": "byol"}
-BOUNDS = {"dice": (0.0, 1.0), "nsd": (0.0, 1.0), "hd95_mm": (0.0, np.inf)}
+NAN = float("nan")
 
 
 def stamp_of(simulated: bool, leaks: int) -> str:
@@ -31,102 +34,80 @@ def stamp_of(simulated: bool, leaks: int) -> str:
 
 
 class Settings(NamedTuple):
-    """How intervals are made; `simulated` leaves them empty and stamps every row, as `leaks` does."""
+    """How intervals and verdicts are made; `simulated` leaves them empty and stamps every row, as `leaks` does."""
 
     confidence: float
     resamples: int
     seed: int
     simulated: bool
     leaks: int = 0
+    margin: float = 0.005
+    margin_mm: float = 0.1
 
     @property
     def stamp(self) -> str:
         """What stands in every row of a study that is no evidence, or whose numbers are too good."""
         return stamp_of(self.simulated, self.leaks)
 
-
-class Scores(NamedTuple):
-    """Scores of one arm, class and metric: values (case, seed), NaN where excluded, and the patient of each case."""
-
-    values: np.ndarray[Any, Any]
-    cases: pd.Index
-    patients: list[str]
+    def margin_of(self, metric: str) -> float:
+        """How small a difference in this metric is no difference: `margin` of shares, `margin_mm` of distances."""
+        return self.margin_mm if measure_of(metric).unit == "mm" else self.margin
 
 
-def over_classes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Averages the classes of each case, cell and metric; classes that neither map has are left out.
-
-    Returns:
-        The columns of `scores` with `class` = "mean".
-    """
-    keys = [name for name in scores.columns if name not in ("class", "value", "flag")]
-    mean = scores.groupby(keys, sort=False, as_index=False)["value"].mean()
-    return mean.assign(**{"class": "mean", "flag": ""})
-
-
-def table_of(rows: pd.DataFrame) -> Scores:
-    """Lays out the rows of one arm, class and metric as case x seed.
-
-    An external case that several folds have scored is averaged over them; test cases belong to one fold.
-    """
-    table = rows.pivot_table(index="case", columns="seed", values="value", aggfunc="mean", dropna=False)
-    patients = rows.drop_duplicates("case").set_index("case")["patient"]
-    return Scores(table.to_numpy(dtype=float), table.index, patients.loc[table.index].tolist())
-
-
-def curves(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Computes mean and interval per arm, budget, class (and `mean`) and metric."""
-    excluded = scores.assign(excluded=scores["flag"] == "both_empty")
-    per_class = excluded.groupby([*ARM, "class", "metric"], sort=False)["excluded"].sum()
-    overall = excluded.groupby([*ARM, "metric"], sort=False)["excluded"].sum()
+def curves(scores: pd.DataFrame | list[Arm], settings: Settings) -> pd.DataFrame:
+    """Computes mean and interval per arm, budget, class (and `mean`) and metric, of a score table or laid out ones."""
+    arms = lay_out(scores)
+    wanted = [(arm, "mean", arm.mean, sum(arm.excluded.values())) for arm in arms]
+    wanted += [(arm, name, values, arm.excluded[name]) for arm in arms for name, values in arm.classes.items()]
     rows = []
-    key: Any
-    for key, group in pd.concat([over_classes(scores), scores]).groupby([*ARM, "class", "metric"], sort=False):
-        found = table_of(group)
-        interval = _stamped(mean_interval(found.values, found.patients, *settings[:3]), settings)
-        low, high = np.clip([interval.low, interval.high], *BOUNDS[key[-1]])
-        left_out = overall[*key[:5], key[6]] if key[5] == "mean" else per_class[key]
-        rows.append((*key, interval.mean, low, high, interval.cases, found.values.shape[1], left_out, settings.stamp))
+    for arm, name, values, left_out in wanted:
+        interval = _stamped(mean_interval(values, arm.patients, *settings[:3]), settings)
+        measure = measure_of(arm.metric)
+        low, high = np.clip([interval.low, interval.high], measure.lowest, measure.highest)
+        found = (interval.mean, low, high, interval.cases, arm.networks, left_out)
+        rows.append((*arm.key, name, arm.metric, *found, settings.stamp))
     columns = [*ARM, "class", "metric", "mean", "low", "high", "cases", "seeds", "excluded", "stamp"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def contrasts(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def _stamped(interval: Interval, settings: Settings) -> Interval:
+    return interval._replace(low=NAN, high=NAN) if settings.simulated else interval
+
+
+def contrasts(scores: pd.DataFrame | list[Arm], settings: Settings) -> pd.DataFrame:
     """Computes the planned contrasts of each backbone and budget, paired by case, over the mean of classes.
 
     Each init minus scratch, and each init minus the method it builds on (`PLANNED`), where both are in the study.
+    Metrics without a better side have no contrasts. Holm's family is one metric of one dataset and cohort: all its
+    contrasts, over backbones and budgets.
     """
-    mean = over_classes(scores)
-    # dict() would take the groupby for a mapping, which it is not.
-    arms: dict[Any, pd.DataFrame] = {key: rows for key, rows in mean.groupby([*ARM, "metric"], sort=False)}  # noqa: C416
+    by_key = {(*arm.key, arm.metric): arm for arm in lay_out(scores) if measure_of(arm.metric).better}
     rows = []
-    for (dataset, cohort, backbone, init, budget, metric), group in arms.items():
+    for (dataset, cohort, backbone, init, budget, metric), arm in by_key.items():
         for against in ("scratch", PLANNED.get(init, "")):
-            other_rows = arms.get((dataset, cohort, backbone, against, budget, metric))
-            if against == init or other_rows is None:
-                continue
-            arm, other = table_of(group), table_of(other_rows)
-            places = other.cases.get_indexer(arm.cases)
-            values = np.where((places >= 0)[:, None], other.values[places], np.nan)
-            interval = _stamped(difference_interval(arm.values, values, arm.patients, *settings[:3]), settings)
-            rows.append((dataset, cohort, backbone, init, against, budget, metric, *interval, settings.stamp))
-    columns = ["dataset", "cohort", "backbone", "init", "against", "budget", "metric"]
-    return pd.DataFrame(rows, columns=[*columns, "difference", "low", "high", "cases", "stamp"])
+            other = by_key.get((dataset, cohort, backbone, against, budget, metric))
+            if against != init and other is not None:
+                found = contrast(arm.mean, other.mean, arm.patients, *settings[:3])
+                rows.append((dataset, cohort, backbone, init, against, budget, metric, *found))
+    names = ["dataset", "cohort", "backbone", "init", "against", "budget", "metric"]
+    table = pd.DataFrame(rows, columns=[*names, *Contrast._fields])
+    table["p_holm"] = table.groupby(["dataset", "cohort", "metric"])["p"].transform(lambda p: holm(p.to_numpy()))
+    table["margin"] = [settings.margin_of(metric) for metric in table["metric"]]
+    table["verdict"] = [_verdict(row, settings) for row in table.to_dict("records")]
+    table["stamp"] = settings.stamp
+    if settings.simulated:
+        estimates = [name for name in Contrast._fields if name not in ("difference", "cases")]
+        table[[*estimates, "p_holm"]] = NAN
+    last = ["effect", "effect_low", "effect_high", "p", "p_holm", "verdict", "margin", "false_claim", "smallest"]
+    return table[[*names, "difference", "low", "high", "cases", *last, "stamp"]]
 
 
-def _stamped(interval: Interval, settings: Settings) -> Interval:
-    return interval._replace(low=float("nan"), high=float("nan")) if settings.simulated else interval
-
-
-def case_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Averages classes and seeds per case, arm and metric; `scored` counts the class scores behind each mean."""
-    keys = [*ARM, "fold", "case", "patient", "metric"]
-    mean = over_classes(scores).groupby(keys, sort=False)["value"].mean()
-    flagged = scores.assign(
-        scored=scores["value"].notna(), missed=scores["flag"] == "missed", invented=scores["flag"] == "invented"
-    )
-    counts = flagged.groupby(keys, sort=False)[["scored", "missed", "invented"]].sum()
-    return pd.concat([mean, counts], axis=1).reset_index()
+def _verdict(row: dict[Any, Any], settings: Settings) -> str:
+    if settings.simulated:
+        return ""
+    found = Contrast(*(row[name] for name in Contrast._fields))
+    higher = measure_of(row["metric"]).higher_is_better
+    return verdict(found, row["p_holm"], higher, row["margin"], settings.confidence)
 
 
 def mean_dice(curve_table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -137,18 +118,3 @@ def mean_dice(curve_table: pd.DataFrame) -> dict[str, dict[str, dict[str, float 
         arm = nested.setdefault(row["backbone"], {}).setdefault(row["init"], {})
         arm[str(row["budget"])] = None if pd.isna(row["mean"]) else round(float(row["mean"]), 6)
     return nested
-
-
-def labels_needed(budgets: list[int], scratch: list[float], value: float) -> tuple[str, float]:
-    """Reads off scratch's curve how many labels it needs to reach a score: ("about" | "above" | "below", labels).
-
-    Linear between budgets on a logarithmic axis. Beyond the last budget the answer is "above" it: curves are not
-    extrapolated. The first crossing counts where a curve is not monotone.
-    """
-    if value <= scratch[0]:
-        return ("about" if value == scratch[0] else "below"), float(budgets[0])
-    for i in range(1, len(budgets)):
-        if scratch[i] >= value:
-            share = (value - scratch[i - 1]) / (scratch[i] - scratch[i - 1])
-            return "about", float(budgets[i - 1] * (budgets[i] / budgets[i - 1]) ** share)
-    return "above", float(budgets[-1])

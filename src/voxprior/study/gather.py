@@ -14,6 +14,9 @@ from voxprior.errors import Refusal
 
 CELL = ["backbone", "init", "budget", "fold", "seed"]
 SCORE = ["dataset", "case", "patient", "class", "metric", "value", "flag"]
+# Columns of the tables in which a number may be missing; everywhere else an empty cell is empty text.
+NUMBERS = ["value", "mean", "low", "high", "difference", "effect", "effect_low", "effect_high", "p", "p_holm"]
+NUMBERS += ["false_claim", "smallest", "labels", "rank", "variance", "share"]
 Cell = dict[str, Any]
 
 
@@ -28,7 +31,7 @@ def pretrain_folder(results: Path, backbone: str, method: str, fold: int) -> Pat
 
 
 def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> pd.DataFrame:
-    """Reads the scores of all cells into one table, in the order of the cells.
+    """Reads the scores of all cells into one table, in the order of the cells; words are categories, for memory.
 
     Args:
         results: the study's results folder.
@@ -37,39 +40,80 @@ def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> p
         dataset: the study's own; its cases are the cohort `test`, all others `external`.
 
     Raises:
-        Refusal: a cell has no scores.
+        Refusal: a cell has no scores, or they are damaged.
     """
+    import pyarrow
+    from pyarrow import csv
+
+    words = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    types = {name: pyarrow.float64() if name == "value" else words for name in SCORE}
+    # Case 007 is not case 7, and nobody is called NaN: only an empty value is no value.
+    how = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=False, include_columns=SCORE)
     tables = []
     for cell in cells:
         path = cell_folder(results, cell) / "scores.csv"
         if not path.is_file():
             raise Refusal(f"{path} is missing: run 'score' for this cell, a study is compared whole")
-        table = pd.read_csv(path, dtype={name: str for name in SCORE if name != "value"}, keep_default_na=False)
-        table["value"] = pd.to_numeric(table["value"], errors="coerce")
-        for place, name in enumerate(CELL):
-            table.insert(place, name, cell[name])
-        tables.append(table)
-    scores = pd.concat(tables, ignore_index=True)
-    scores.insert(0, "study", study)
-    scores.insert(2, "cohort", np.where(scores["dataset"] == dataset, "test", "external"))
-    first = ["study", "dataset", "cohort", *CELL]
-    return scores[[*first, *[name for name in SCORE if name != "dataset"]]]
+        try:
+            tables.append(csv.read_csv(path, convert_options=how))
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowKeyError):
+            raise Refusal(f"{path} is damaged: delete it and run 'score' for this cell") from None
+    rows = np.array([table.num_rows for table in tables], dtype=np.int64)
+    found = pyarrow.concat_tables(tables).unify_dictionaries().combine_chunks().to_pandas()
+    scores = pd.DataFrame({"study": pd.Categorical.from_codes(np.zeros(len(found), np.int8), pd.Index([study]))})
+    scores["dataset"] = found["dataset"]
+    own = found["dataset"].cat.categories == dataset
+    cohort = np.where(own, 0, 1).astype(np.int8)[found["dataset"].cat.codes]
+    scores["cohort"] = pd.Categorical.from_codes(cohort, pd.Index(["test", "external"]))
+    for name in CELL:
+        scores[name] = _repeated([cell[name] for cell in cells], rows)
+    if any(cell.get("pretrain_seed") for cell in cells):
+        scores["pretrain_seed"] = _repeated([cell.get("pretrain_seed", 0) for cell in cells], rows)
+    for name in SCORE[1:]:
+        scores[name] = found[name]
+    return scores
+
+
+def _repeated(values: list[Any], rows: np.ndarray) -> Any:
+    """Repeats each cell's value for all of its rows: numbers as they are, words as categories."""
+    code, known = pd.factorize(np.asarray(values))
+    if known.dtype.kind in "iu":
+        return np.repeat(np.asarray(values, dtype=np.int32), rows)
+    return pd.Categorical.from_codes(np.repeat(code.astype(np.int16), rows), pd.Index(known))
 
 
 def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
-    """Checks that every cell has scored exactly its fold's test cases: a mean over fewer would be another number.
+    """Checks that every cell has scored exactly its fold's test cases, and the external cases that all others have.
+
+    A mean over fewer cases would be another number.
 
     Raises:
-        Refusal: a test case has no score, or a scored case is none of the test cases.
+        Refusal: a test case has no score, a scored case is none of the test cases, or a cell lacks an external case.
     """
     expected = {fold["fold"]: set(fold["test"]) for fold in splits["folds"]}
-    test = scores[scores["cohort"] == "test"]
-    for cell, rows in test.groupby(CELL, sort=False):
+    keys = [*CELL, "case"]
+    columns = [scores[name].cat.codes if scores[name].dtype == "category" else scores[name] for name in keys]
+    begins = np.ones(len(scores), dtype=bool)  # of a run of rows of one case: fewer than rows by classes and metrics
+    begins[1:] = np.any([np.diff(column.to_numpy()) != 0 for column in columns], axis=0)
+    in_test = (scores["cohort"] == "test").to_numpy()
+    pairs = scores.loc[begins & in_test, keys].drop_duplicates()
+    for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
         place = "/".join(str(part) for part in cell)
         scored, wanted = set(rows["case"]), expected.get(cell[3], set())
         if wrong := sorted(wanted ^ scored):
             what = "is not scored" if wrong[0] in wanted else "is scored but no test case of the split"
             raise Refusal(f"cell {place}: case '{wrong[0]}' {what}: rerun 'predict' and 'score' for this cell")
+    pairs = scores.loc[begins, [*CELL, "cohort", "dataset", "case"]].drop_duplicates()
+    others = pairs[pairs["cohort"] == "external"]
+    known = set(zip(others["dataset"].astype(str), others["case"].astype(str), strict=True))
+    for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
+        have = set(zip(rows["dataset"].astype(str), rows["case"].astype(str), strict=True))
+        if lacking := sorted(known - have):
+            place = "/".join(str(part) for part in cell)
+            raise Refusal(
+                f"cell {place}: external case '{lacking[0][1]}' is not scored, as in other cells: rerun 'predict' and "
+                "'score' for this cell"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -103,7 +147,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise Refusal(f"{path} is missing: run the step that writes it")
-    empty: dict[Any, list[str]] = {name: [""] for name in ("value", "mean", "low", "high", "difference")}
+    empty: dict[Any, list[str]] = {name: [""] for name in NUMBERS}
     # Case 007 is not case 7, and nobody is called NaN.
     names: dict[Any, type] = dict.fromkeys(("dataset", "case", "patient", "person", "image", "label", "file"), str)
     return pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=names)

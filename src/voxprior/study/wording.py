@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from voxprior.study.compare import labels_needed
+from voxprior.maths.labels import labels_needed
+from voxprior.study.measures import MEASURES
 
 MINUS, DASH = "\u2212", "\u2013"
-PLACES = {"dice": 3, "nsd": 3, "hd95_mm": 1}
+PLACES = {name: measure.places for name, measure in MEASURES.items()}
 
 
 def number(value: float, metric: str) -> str:
