@@ -249,11 +249,12 @@ def track(
     output: Output,
     store: Annotated[str, typer.Option(help="MLflow tracking URI")] = "sqlite:///mlflow.db",
     create: Annotated[bool, typer.Option(help="only create the store")] = False,
+    work: Annotated[Path, typer.Option(help="folder of running jobs' state")] = Path("work"),
 ) -> None:
-    """Publish the study's runs to MLflow; a dead store changes nothing."""
+    """Publish the study's runs to MLflow, finished and running ones; a dead store changes nothing."""
     from voxprior.commands import track as verb
 
-    verb.run(config, results, output, store, create)
+    verb.run(config, results, output, store, create, work)
 
 
 @app.command()

@@ -104,7 +104,7 @@ def test_journal_has_every_logged_step_and_the_loss_falls(uninterrupted):
     assert outcome.final == records[-1]
     assert records[0]["loss"] == pytest.approx(records[0]["error"] + 0.5 * records[0]["token"])
     clock = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
-    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_per_second"}] * 20
+    assert [set(line) for line in clock] == [{"step", "seconds", "voxels_seen", "voxels_per_second"}] * 20
 
 
 @pytest.mark.parametrize("at", [0, 7, 18])

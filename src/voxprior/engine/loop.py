@@ -83,7 +83,8 @@ class _Run(Learner):
         speed = {"voxels_per_second": voxels / took}
         if self.peak is not None:
             speed["mfu"] = self.flops / took / self.peak
-        self.clock.write({"step": step, "seconds": self.seconds(), **speed})
+        seen = {"step": step, "seconds": self.seconds(), "voxels_seen": (step + 1) * voxels}
+        self.clock.write(seen | speed)
 
     def check(self) -> None:
         """Raises a Refusal that names the step where the loss or the gradient was first not finite."""
