@@ -258,6 +258,21 @@ def track(
 
 
 @app.command()
+def watch(
+    results: Annotated[Path, typer.Option(help="the study's results folder")] = Path("results"),
+    work: Annotated[
+        Path | None, typer.Option(help="folder of running jobs' state; default: beside the results")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print plain text once, for scripts")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
+) -> None:
+    """Show the jobs of a running study: progress, speed, time left, loss, failures."""
+    from voxprior.commands import watch as verb
+
+    verb.run(results, work, once, every)
+
+
+@app.command()
 def schema(output: Annotated[Path, typer.Option()] = Path("config/schema.json")) -> None:
     """Write the JSON schema of the configuration from the models."""
     from voxprior.commands import schema as verb

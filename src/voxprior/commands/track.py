@@ -149,7 +149,7 @@ def publish_all(
     from voxprior.study.live import working_folder
 
     known = stored(client, experiment)
-    for place in published.places(results, working_folder(results, work)):
+    for place in published.places(results, working_folder(resolved["study"], work)):
         status = _status(place)
         runs = known.pop(place.name, [])
         same = [run for run in runs if _state(run) | {"files": place.stamp, "status": status} == _state(run)]
