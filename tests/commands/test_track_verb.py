@@ -264,6 +264,23 @@ def hashes(results):
     return {path: path.read_bytes() for path in results.rglob("*") if path.is_file() and path.name != "tracked.json"}
 
 
+def test_what_two_publishers_at_once_left_double_is_one_run_again(study, store):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    place = "finetune/vit_tiny/mae/budget4/fold0/seed1"
+    first = client.get_run(published(study, store)["runs"][place])
+    client.create_run("1", tags={key: value for key, value in first.data.tags.items() if key != track.STATE})
+    kept = published(study, store)["runs"][place]
+    (run,) = client.search_runs(["1"], f"tags.`voxprior.run` = '{place}'")
+    assert run.info.run_id == kept
+    assert run.data.metrics == first.data.metrics
+    (found,) = client.search_runs(
+        ["1"], "tags.stage = 'finetune' and params.budget = '4' and metrics.`test/dice` > 0.5"
+    )
+    assert found.info.run_id == kept
+
+
 def test_stores_that_are_broken_read_only_locked_or_a_folder_cost_a_warning(study, store, capsys, monkeypatch):
     monkeypatch.setattr(track, "LOCK_WAIT_S", 0.2)
     before = hashes(study)

@@ -107,6 +107,7 @@ def test_a_log_tells_how_a_job_ended(place, log, state):
     write(place / f"results/logs/finetune/{CELL}.log", log, age_s=10)
     (job,) = look(place).jobs
     assert job.state == state
+    assert (job.step, job.total) == (41, 100)
     if state == "failed":
         assert job.said[-1] in log and job.log.exists()
 

@@ -18,8 +18,8 @@ from typing import Any
 NAME = "voxprior.run"  # the run's place below the results folder
 STATE = "voxprior.published"  # what of it is in the store; written last
 REPLACED = "replaced"
-BATCH = 1000  # the largest number of metrics that MLflow takes in one call
-PARAMS = 100  # and of parameters
+BATCH = 1000  # all that MLflow takes in one call
+PARAMS = 100  # of these, parameters
 STALLED_S = 1800.0
 # MLflow would try a server that does not answer for a quarter of an hour.
 PATIENCE = {
@@ -152,9 +152,10 @@ def publish_all(
     for place in published.places(results, working_folder(resolved["study"], work)):
         status = _status(place)
         runs = known.pop(place.name, [])
-        same = [run for run in runs if _state(run) | {"files": place.stamp, "status": status} == _state(run)]
-        if same and same[0].data.tags.get(REPLACED) != "yes":
-            ids[place.name] = same[0].info.run_id
+        current = [run for run in runs if run.data.tags.get(REPLACED) != "yes"]
+        # Two at once are what two publishers left who worked at the same time: `publish` keeps one.
+        if len(current) == 1 and _state(current[0]) | {"files": place.stamp, "status": status} == _state(current[0]):
+            ids[place.name] = current[0].info.run_id
             continue
         told = _read(place, resolved, results)
         if told is not None:
@@ -227,31 +228,32 @@ def publish(client: Any, experiment: str, place: Any, told: Any, status: str, ru
             current = old
         else:
             client.delete_run(old.info.run_id)
+    tags = {**told.tags, "mlflow.note.content": told.note, "mlflow.source.name": f"voxprior {place.stage}"}
+    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.git.commit": told.tags.get("git_commit", "")}
+    tags = {NAME: place.name, **{key: value for key, value in tags.items() if value}}
     if current is None:
         began = int((told.ended - told.seconds) * 1000)
-        current = client.create_run(experiment, start_time=began, run_name=told.title, tags={NAME: place.name})
+        current = client.create_run(experiment, start_time=began, run_name=told.title, tags=tags)
     run_id, began = str(current.info.run_id), current.info.start_time
+    _put_files(client, run_id, told)
+    if status != "RUNNING":
+        client.set_terminated(run_id, status, began + int(told.seconds * 1000))
+    elif current.info.status != status:
+        client.update_run(run_id, status=status)
     sent = int(_state(current).get("points", 0))
-    tags = {**told.tags, "mlflow.note.content": told.note, "mlflow.source.name": f"voxprior {place.stage}"}
-    tags |= {"mlflow.source.type": "LOCAL", "mlflow.runName": told.title}
-    if told.tags.get("git_commit"):
-        tags["mlflow.source.git.commit"] = told.tags["git_commit"]
-    params = [Param(key, value) for key, value in told.params.items() if key not in current.data.params]
     metrics = [Metric(name, value, began + int(s * 1000), step) for name, value, step, s in told.points[sent:]]
     metrics.sort(key=lambda metric: not metric.key.startswith("test/"))  # the page compares runs by the first it finds
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value], params=params[:PARAMS])
-    for start in range(PARAMS, len(params), PARAMS):
-        client.log_batch(run_id, params=params[start : start + PARAMS])
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    _put_files(client, run_id, told)
-    if status == "RUNNING":
-        client.update_run(run_id, status=status)
-    else:
-        client.set_terminated(run_id, status, began + int(told.seconds * 1000))
-    # Last: what was cut off half-way lacks it, and is sent again; the store keeps equal points once.
+    params = [Param(key, value) for key, value in told.params.items() if key not in current.data.params]
+    while len(metrics) + min(len(params), PARAMS) + len(tags) >= BATCH or len(params) > PARAMS:
+        client.log_batch(run_id, params=params[:PARAMS], metrics=metrics[: BATCH - PARAMS])
+        params, metrics = params[PARAMS:], metrics[BATCH - PARAMS :]
+    # The state comes with the last of the rest: what was cut off lacks it, and is sent again; equal points count once.
     state = {"files": place.stamp, "status": status, "points": len(told.points), "sha256": _digest(told.points)}
-    client.set_tag(run_id, STATE, json.dumps(state))
+    changed = {key: value for key, value in tags.items() if current.data.tags.get(key) != value}
+    changed |= {STATE: json.dumps(state)} | (
+        {"mlflow.runName": told.title} if told.title != current.info.run_name else {}
+    )
+    client.log_batch(run_id, metrics, params, [RunTag(key, value) for key, value in changed.items()])
     return run_id
 
 

@@ -161,7 +161,8 @@ def job_of(step: Step, now: float) -> Job | None:
     job = Job(step.stage, step.name, "running", log=step.log, said=said)
     # A log that is older than the journal tells of an earlier try.
     if logged is not None and logged >= (wrote or 0.0) - 5 and (state := _ending(said, _tail(step.log))) is not None:
-        return job._replace(state=state, quiet_s=now - logged)
+        reached = _training(job, journal, 0.0, 0.0) if journal is not None and wrote is not None else job
+        return reached._replace(state=state, quiet_s=now - logged)
     if journal is not None and wrote is not None and (logged is None or wrote >= logged - QUIET_S):
         return _training(job, journal, now - max(wrote, logged or 0.0), now - wrote)
     quiet = now - (logged or 0.0)
