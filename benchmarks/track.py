@@ -75,7 +75,8 @@ def publish(folder: Path, profile: bool) -> dict[str, float]:
     began, wall = time.process_time(), time.monotonic()
     watcher = cProfile.Profile() if profile else contextlib.nullcontext()
     with watcher:
-        track.run(folder / "config.json", folder, folder / "tracked.json", "sqlite:///mlflow.db", False)
+        store = f"sqlite:///{Path('mlflow.db').resolve()}"  # MLflow keeps connections by name
+        track.run(folder / "config.json", folder, folder / "tracked.json", store, False)
     if profile:
         pstats.Stats(watcher).sort_stats("cumulative").print_stats(45)
     tracked = json.loads((folder / "tracked.json").read_text())

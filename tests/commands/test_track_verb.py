@@ -153,11 +153,48 @@ def test_the_chosen_model_is_registered_once_with_its_card_and_the_rule(make_stu
     assert (version.tags["init"], version.tags["budget"], version.tags["seed"]) == ("spark", "4", "1")
     held = {Path(a.path).name for a in client.list_artifacts(tracked["model"]["run"], "model")}
     assert held == {"model.safetensors", "model_card.md"}
-    arms = {run.data.tags["arm"] for run in client.search_runs(["1"], "tags.stage = 'arm'")}
-    assert arms == set() or "spark stunet_tiny" in arms
     # Another model of the same card and cell (trained again) is another version.
     (cell / "model.safetensors").write_bytes(b"other weights")
     assert published(results, store)["model"]["version"] == 2
+
+
+def test_the_experiment_says_what_it_holds_and_arms_show_scores_by_labels(study, store):
+    from mlflow import MlflowClient
+
+    head = "dataset,cohort,backbone,init,budget,class,metric,mean,low,high,cases,seeds,excluded,stamp\n"
+    (study / "tables").mkdir()
+    (study / "tables" / "curves.csv").write_text(
+        head
+        + "".join(
+            f"d,{cohort},vit_tiny,{init},{budget},{name},dice,{mean},,,5,1,0,\n"
+            for cohort, init, budget, name, mean in [
+                ("test", "mae", 16, "mean", 0.8),
+                ("test", "mae", 4, "mean", 0.61234),
+                ("test", "mae", 4, "liver", 0.1),
+                ("external", "mae", 4, "mean", 0.2),
+                ("test", "scratch", 4, "mean", ""),
+                ("test", "pgl", 4, "mean", 0.5),
+            ]
+        )
+    )
+    config = json.loads((study / "config.json").read_text())
+    config["study"] |= {"title": "Toys", "split": {"budgets": [4, 16], "folds": 1}}
+    config["datasets"] = {"d": {"simulate": {"patients": 3}}}
+    (study / "config.json").write_text(json.dumps(config))
+    runs = published(study, store)["runs"]
+    assert {name for name in runs if name.startswith("arm/")} == {"arm/vit_tiny/mae", "arm/vit_tiny/pgl"}
+    client = MlflowClient(store)
+    history = client.get_metric_history(runs["arm/vit_tiny/mae"], "by labels/dice")
+    assert [(point.step, point.value) for point in history] == [(4, 0.6123), (16, 0.8)]
+    experiment = client.get_experiment("1")
+    note = experiment.tags["mlflow.note.content"]
+    assert note.startswith(
+        "Toys (simulated patients: a pipeline check, no evidence for any method). Begin here: [scores]("
+    )
+    assert "viewStateShareKey=inits16&" in note
+    assert {"mlflow.sharedViewState.scores", "mlflow.sharedViewState.inits4"} <= set(experiment.tags)
+    for run in runs.values():
+        assert client.get_run(run).data.tags["stamp"].startswith("pipeline check")
 
 
 def grow(results, work, steps, total=190):

@@ -1,9 +1,15 @@
 """The live view: plain text for scripts, a page that fits a narrow terminal, and nothing written or imported."""
 
+import fcntl
 import json
 import os
+import pty
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -96,6 +102,23 @@ def test_it_starts_at_once_and_imports_nothing_heavy(study):
     heavy, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 0.5
+
+
+def test_in_a_terminal_it_draws_until_it_is_interrupted(study):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    command = [sys.executable, "-m", "voxprior", "watch", "--results", str(study), "--every", "0.2"]
+    running = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    drawn = b""
+    while drawn.count(b"0 of 6 cells scored") < 2 and select.select([ours], [], [], 60)[0]:
+        drawn += os.read(ours, 65536)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 0
+    os.close(ours)
+    assert drawn.count(b"0 of 6 cells scored") >= 2, "it is drawn anew"
+    assert b"Traceback" not in drawn
+    assert b"scan_3 has no voxels" in drawn
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ PATIENCE = {
 }
 LOCK_WAIT_S = 5.0
 EXPERIMENT = """\
-**{title}**{stamp}. Begin here: {links}
+{title}{stamp}. Begin here: {links}
 
 Runs are flat; the tag `stage` says what each is:
 

@@ -135,8 +135,8 @@ def plain(study: dict[str, Any], seen: Any, told: list[str]) -> str:
         if job.step is not None:
             share = f" {job.step / job.total:.0%}" if job.total else ""
             parts.append(f"{job.step}/{job.total or '?'}{share}")
-        parts += [part for part in (speed(job),) if part]
-        parts += [f"{clock(job.left_s)} left"] if job.left_s is not None and job.state == "running" else []
+        if job.state == "running" and job.per_second is not None:
+            parts += [speed(job), f"{clock(job.left_s)} left" if job.left_s is not None else ""]
         parts += [f"loss {job.loss:.4g}"] if job.loss is not None else []
         parts += [f"nothing for {clock(job.quiet_s)}"] if job.state in ("silent", "stopped", "failed") else []
         lines.append("  ".join(part for part in parts if part))
