@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,17 @@ def test_a_log_tells_how_a_job_ended(place, log, state):
     assert (job.step, job.total) == (41, 100)
     if state == "failed":
         assert job.said[-1] in log and job.log.exists()
+
+
+def test_what_jobs_say_on_their_way_is_not_taken_for_their_end():
+    """Only the command line's last word, a refusal, begins with the program's name and means failure."""
+    said = []
+    for path in Path(live.__file__).parents[1].rglob("*.py"):
+        if path.name not in ("__main__.py", "live.py", "track.py"):
+            said += re.findall(r'print\(\s*f?"(voxprior: [^"]*)"', path.read_text())
+    assert len(said) >= 4
+    for words in said:
+        assert live._ending((words,), words) is None, words
 
 
 def test_a_resumed_job_is_running_whatever_the_log_of_an_earlier_try_says(place):

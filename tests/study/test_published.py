@@ -73,6 +73,8 @@ def test_a_running_job_is_read_from_its_working_folder_and_a_torn_line_is_left_o
     rows = journal(190)[:100]
     (folder / "journal.jsonl").write_text(lines(rows) + '{"step": 100, "progr')
     (folder / "clock.jsonl").write_text(lines({"step": r["step"], "seconds": r["step"] / 2} for r in rows))
+    (folder / "finished").mkdir()
+    (folder / "finished" / "journal.jsonl").write_text("")  # what a finished run keeps is no run
     (place,) = published.places(results, work)
     assert (place.name, place.running) == ("finetune/vit/mae/budget4/fold0/seed1", True)
     run = published.read(place, CONFIG, CARD, "c0ffee")

@@ -26,6 +26,7 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 LOCK_WAIT_S = 5.0
@@ -67,11 +68,11 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool, wor
             publish_all(client, experiment, resolved, results, work, written["runs"])
             if (version := register(client, resolved, results, written["runs"])) is not None:
                 written["model"] = version
-            page = store if store.startswith("http") else "http://127.0.0.1:5000"
-            written["page"] = f"{page}/{first_view(resolved['study'], experiment)}"
-            print(
-                f"voxprior: {len(written['runs'])} runs in MLflow; with `make ui`: {written['page']}", file=sys.stderr
-            )
+            server = store.startswith("http")
+            page = f"{store if server else 'http://127.0.0.1:5000'}/{first_view(resolved['study'], experiment)}"
+            told = f"{len(written['runs'])} runs in MLflow{'' if server else ', served by `make ui`'}: {page}"
+            print(f"voxprior: {told}", file=sys.stderr)
+            written["page"] = page
     except Exception as error:
         written["pending"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         print(
@@ -308,7 +309,9 @@ def register(client: Any, resolved: dict[str, Any], results: Path, ids: dict[str
         for path in [model.weights, *([model.card] if model.card else [])]:
             client.log_artifact(run_id, str(path), "model")
         source = client.get_run(run_id).info.artifact_uri + "/model"
-        version = client.create_model_version(name, source, run_id, tags={**model.tags, "sha256": digest})
+        version = client.create_model_version(
+            name, source, run_id, tags={**model.tags, "sha256": digest}, await_creation_for=None
+        )
     if version.description != model.description:
         client.update_model_version(name, version.version, model.description)
         client.update_registered_model(name, model.description)

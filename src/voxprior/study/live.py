@@ -15,7 +15,7 @@ TAIL_BYTES = 8192
 QUIET_S = 120.0  # a training that has logged nothing for this long, or for 20 times its usual pause, is marked
 QUIET_LOG_S = 900.0  # other jobs tell less
 PROGRESS = re.compile(r"(?P<done>\d+)/(?P<total>\d+), (?P<rate>[\d.e+-]+)/s")
-HARMLESS = ("warning:", "goes on at step", "is not used", "not compiled")
+HARMLESS = ("warning:", "goes on at step", "is not used", "not compiled", "is given back")
 DIED = re.compile(r"Traceback \(most recent call last\)|^(Killed|Segmentation fault|slurmstepd: error)", re.MULTILINE)
 
 
@@ -93,7 +93,7 @@ def steps(config: dict[str, Any], results: Path, work: Path) -> Iterator[Step]:
     """
     study, logs = config["study"], results / "logs"
     data = home(study, results) / "data"
-    datasets = [study["dataset"], *study.get("external", [])]
+    datasets = [study["dataset"], *study.get("external", []), *study.get("pool", [])]
     for dataset in datasets:
         yield Step("fetch", dataset, data / "raw" / dataset / "manifest.json", logs / f"fetch/{dataset}.log")
     for dataset in datasets:
