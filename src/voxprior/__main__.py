@@ -259,7 +259,7 @@ def track(
 
 @app.command()
 def watch(
-    results: Annotated[Path, typer.Option(help="the study's results folder")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="the study's results folder", callback=_there)] = Path("results"),
     work: Annotated[
         Path | None, typer.Option(help="folder of running jobs' state; default: beside the results")
     ] = None,
