@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 TORCH_BACKEND ?=
 CORES ?= all
 CONFIG ?= config/config.yaml
-# The results folder of the study that `track` and `ui` publish.
+# The results folder of the study that `watch`, `track` and `ui` show.
 RESULTS ?= results
 export PATH := $(BIN):$(PATH)
 # uv does not read pip's setting for folders with wheels.
@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup run test test-slow lint fmt types schema lock ui track pull push check clean
+.PHONY: help setup run watch test test-slow lint fmt types schema lock ui track pull push check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup ## the main job: the default study, from scans to report
 	snakemake --cores $(CORES) --configfile $(CONFIG)
+
+watch: setup ## what the running study is doing
+	voxprior watch --results $(RESULTS)
 
 test: setup ## unit and workflow tests
 	OMP_NUM_THREADS=1 python -m pytest
@@ -52,7 +55,7 @@ lock: setup ## write constraints.txt anew: universal, without hosts
 	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
 	  --no-header --no-annotate --upgrade -o constraints.txt
 
-track: setup ## publish the runs so far to MLflow
+track: setup ## publish the runs so far to MLflow, those at work too
 	voxprior track --config $(RESULTS)/config.json --results $(RESULTS) --output $(RESULTS)/tracked.json
 
 ui: track ## open the MLflow UI on http://127.0.0.1:5000

@@ -314,7 +314,7 @@ PAGES = {
         "room": room,
         "prediction": prediction,
         "metrics": metrics,
-    },  # fmt: skip
+    },
     "results.md": {"dice": dice, "contrasts": contrasts},
     "statistics.md": {"simulations": simulations},
 }

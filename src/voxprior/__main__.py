@@ -277,11 +277,27 @@ def track(
     output: Output,
     store: Annotated[str, typer.Option(help="MLflow tracking URI")] = "sqlite:///mlflow.db",
     create: Annotated[bool, typer.Option(help="only create the store")] = False,
+    work: Annotated[Path, typer.Option(help="folder of running jobs' state")] = Path("work"),
 ) -> None:
-    """Publish the study's runs to MLflow; a dead store changes nothing."""
+    """Publish the study's runs to MLflow, finished and running ones; a dead store changes nothing."""
     from voxprior.commands import track as verb
 
-    verb.run(config, results, output, store, create)
+    verb.run(config, results, output, store, create, work)
+
+
+@app.command()
+def watch(
+    results: Annotated[Path, typer.Option(help="the study's results folder", callback=_there)] = Path("results"),
+    work: Annotated[
+        Path | None, typer.Option(help="folder of running jobs' state; default: beside the results")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print plain text once, for scripts")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
+) -> None:
+    """Show the jobs of a running study: progress, speed, time left, loss, failures."""
+    from voxprior.commands import watch as verb
+
+    verb.run(results, work, once, every)
 
 
 @app.command()

@@ -114,7 +114,8 @@ class _Run(Learner):
         speed = {"voxels_per_second": voxels / took, "waited": self.waited / (took * (step + 1 - self.start))}
         if self.peak is not None:
             speed["mfu"] = self.flops / took / self.peak
-        self.clock.write({"step": step, "seconds": self.seconds(), **speed})
+        seen = {"step": step, "seconds": self.seconds(), "voxels_seen": (step + 1) * voxels}
+        self.clock.write(seen | speed)
 
     def consider(self, seen: dict[str, float], patience: int) -> None:
         """Notes whether what was seen is better than before, and that the run has ended where it was not for long."""
