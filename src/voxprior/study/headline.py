@@ -40,7 +40,7 @@ def labels(value: float) -> str:
 
 
 def needs_interval(row: Row) -> str:
-    """Writes the interval of what scratch needs: `6 to 14`, `6 to more than 16`, `16 or more`; empty where there is none."""
+    """Writes the interval of what scratch needs: `6 to 14`, `6 to more than 16`, `16 or more`; empty without one."""
     if math.isnan(row["low"]) or math.isnan(row["high"]):
         return ""
     if str(row.get("high_kind", "")) != "above":
