@@ -43,6 +43,7 @@ def test_the_answer_says_labels_interval_and_cost():
     [
         ({"kind": "above", "labels": 16, "low": NAN, "high": NAN}, "needs more than 16 for;"),
         ({"high": 16, "high_kind": "above"}, "needs 9 for (95 % interval 6.2 to more than 16);"),
+        ({"low": 16, "high": 16, "high_kind": "above"}, "(95 % interval 16 or more);"),
         # Scratch is already as good with the fewest labels: no labels are saved, but the gain is still told.
         ({"kind": "below", "labels": 4}, "GL-MAE is better than scratch: +0.030 Dice (95 % interval"),
         ({"init": "pgl"}, "GL-MAE is better than scratch: +0.030 Dice (95 % interval"),

@@ -18,7 +18,7 @@ def page(write_study, make_statistics, tmp_path_factory):
         root = tmp_path_factory.mktemp("study")
         patch.chdir(root)
         patch.setattr(figures, "_pdf", lambda figure: b"%PDF")
-        results = write_study(root)
+        results = write_study(root, budgets=(1, 2, 4))
         compare.run(results / "cards/compare.json", results / "splits.json", results, results / "tables")
         make_statistics(results)
         report.run(results / "config.json", results, results / "report.html")

@@ -40,11 +40,14 @@ def labels(value: float) -> str:
 
 
 def needs_interval(row: Row) -> str:
-    """Writes the interval of what scratch needs: `6 to 14`, `6 to more than 16`; empty where there is none."""
+    """Writes the interval of what scratch needs: `6 to 14`, `6 to more than 16`, `16 or more`; empty without one."""
     if math.isnan(row["low"]) or math.isnan(row["high"]):
         return ""
-    more = "more than " if str(row.get("high_kind", "")) == "above" else ""
-    return f"{labels(row['low'])} to {more}{labels(row['high'])}"
+    if str(row.get("high_kind", "")) != "above":
+        return f"{labels(row['low'])} to {labels(row['high'])}"
+    if row["low"] >= row["high"]:
+        return f"{labels(row['low'])} or more"
+    return f"{labels(row['low'])} to more than {labels(row['high'])}"
 
 
 def cost(hours: Mapping[str, tuple[float, str]], init: str) -> str:
