@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 
-from voxprior.study.figures import jpeg
+from voxprior.study.slices import jpeg
 
 WIDTH = 480
 # Every figure has its own paper, so that its text can be read whatever the page around it looks like.

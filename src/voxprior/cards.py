@@ -12,26 +12,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from voxprior.configuration import (
-    ChannelName,
-    ClassName,
     Compare,
     FinetuneRecipe,
     Layout,
-    Name,
-    Positive,
     Predict,
     Prepare,
     Pretrain,
     Recipe,
     Score,
-    Share,
     Simulate,
     Source,
     Split,
-    Strict,
-    ZyxVox,
-    read_model,
 )
+from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, ZyxVox, read_model
 
 
 class FetchCard(Strict):

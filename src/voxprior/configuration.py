@@ -5,33 +5,18 @@ workflow validates both against `config/schema.json` (made from this module by `
 defaults and writes one *card* per run (`cards.py`).
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from voxprior.errors import Refusal
+from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, Zyx, ZyxVox
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
-ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Zyx = tuple[float, float, float]
-ZyxVox = tuple[int, int, int]
 Metric = Literal["dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1"]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def _without_default(schema: dict[str, Any]) -> None:
     """Leaves a field out of what the workflow fills in."""
     schema.pop("default", None)
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys and does not change once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 # ------------------------------------------------------------------------------------------------- datasets
@@ -50,9 +35,9 @@ class Part(Strict):
     """One of several files of a dataset, or, with `ids`, many files named alike: `{id}` in `file` and `urls`."""
 
     file: str = Field(description="an archive's name, or where a file lies below the dataset's folder")
-    urls: list[str] = []
+    urls: list[str] = Field([])
     ids: list[str] = Field([], description="words, or ranges such as '00000-00299', for {id}")
-    accepts: list[Accepted] = []
+    accepts: list[Accepted] = Field([])
     into: str = Field(".", description="archives: the folder below the dataset's folder to unpack into")
 
 
@@ -68,13 +53,13 @@ class Source(Strict):
     kind: Literal["index", "url", "folder", "manual"]
     package: str | None = None
     version: str | None = None
-    urls: list[str] = []
+    urls: list[str] = Field([])
     file: str | None = Field(None, description="name of the archive; also what is looked for in a mirror")
     path: str | None = Field(None, description="kind folder: the folder with the scans")
-    accepts: list[Accepted] = []
+    accepts: list[Accepted] = Field([])
     files: list[Part] = Field([], description="several files, in place of 'urls', 'file' and 'accepts'")
     members: list[str] = Field([], description="glob patterns of what to unpack; empty = everything")
-    junk: list[str] = ["._*", "__MACOSX", ".DS_Store"]
+    junk: list[str] = Field(["._*", "__MACOSX", ".DS_Store"])
     expects: dict[str, Positive] = Field({}, description="glob pattern -> how many files must match it in the end")
     password_from: str = Field("", description="locked archives: who gives the password, VOXPRIOR_PASSWORD_<DATASET>")
     steps: str = Field("", description="kind manual: what the user has to do, in words")
@@ -332,31 +317,3 @@ class Resolved(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     methods: dict[Name, dict[str, Any]]
-
-
-# ------------------------------------------------------------------------------------------------- reading
-def validated(model: type[Model], content: str | dict[str, Any], where: str, advice: str) -> Model:
-    """Makes a model of JSON text or of plain data.
-
-    Raises:
-        Refusal: `<where>: <path of the key>: <what is wrong>: <advice>`, for the first thing that is wrong.
-    """
-    try:
-        return model.model_validate_json(content) if isinstance(content, str) else model.model_validate(content)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        said = [where, ".".join(map(str, wrong["loc"])), wrong["msg"], advice]
-        raise Refusal(": ".join(part for part in said if part)) from None
-
-
-def read_model(model: type[Model], path: str | Path, advice: str) -> Model:
-    """Reads and checks a JSON file.
-
-    Raises:
-        Refusal: missing, no JSON, or not what the model asks for.
-    """
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Refusal(f"{path} is missing: run the step that writes it") from None
-    return validated(model, content, str(path), advice)

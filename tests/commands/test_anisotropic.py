@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from voxprior.commands import finetune, predict
+from voxprior.commands import finetune, predict_test
 
 CROPS = {"vit": [8, 16, 24], "cnn": [8, 16, 20]}
 
@@ -28,7 +28,7 @@ def test_thin_crops_of_anisotropic_scans(tiny_study, tmp_path, family):
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.8 * losses[0]
     card, model = tiny_study.card("predict"), tmp_path / "out" / "model.safetensors"
-    predict.run(card, model, [tiny_study.index], tiny_study.splits, tmp_path / "predictions.json", 1, "cpu")
+    predict_test.run(card, model, [tiny_study.index], tiny_study.splits, tmp_path / "predictions.json", 1, "cpu")
     entries = {case["case"]: case for case in json.loads(tiny_study.index.read_text())["cases"]}
     for case in json.loads((tmp_path / "predictions.json").read_text())["cases"]:
         image = sitk.ReadImage(case["file"])

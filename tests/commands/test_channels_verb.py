@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from voxprior.cards import card_hash, read_card
-from voxprior.commands import finetune, predict, pretrain
+from voxprior.commands import finetune, predict_test, pretrain
 from voxprior.data import cache
 
 
@@ -39,7 +39,7 @@ def test_scans_of_two_channels_from_pretraining_to_prediction(tiny_study, two_ch
     assert report["placed_share"] == 1.0
     assert report["inflated"] == []
     told, model = tmp_path / "predictions.json", tmp_path / "f/out/model.safetensors"
-    predict.run(tiny_study.card("predict"), model, [two_channels], tiny_study.splits, told, 1, "cpu")
+    predict_test.run(tiny_study.card("predict"), model, [two_channels], tiny_study.splits, told, 1, "cpu")
     assert len(json.loads(told.read_text())["cases"]) == 2
 
 

@@ -20,6 +20,7 @@ EVERYTHING = {
     "exchange",
     "commands",
     "cards",
+    "strict",
     "configuration",
 }
 

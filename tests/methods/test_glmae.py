@@ -602,9 +602,9 @@ def test_glmae_check_15_scores_are_what_they_should_be():
     assert dice(label, label) == [1.0] and dice(label, np.roll(label, 9, 0)) == [0.0]
     assert math.isnan(dice(label, label, classes=2)[1])  # an absent class is left out of means
 
-    nsd, hd95_mm = surfaces.surface_scores(label, shifted, 1, (1.5, 1.5, 1.5), 4.5)
+    nsd, hd95_mm, _ = surfaces.surface_scores(label, shifted, 1, (1.5, 1.5, 1.5), 4.5)
     assert (nsd.tolist(), hd95_mm.tolist()) == ([1.0], [pytest.approx(4.5)])
-    nsd, hd95_mm = surfaces.surface_scores(label, shifted, 1, (3.0, 3.0, 3.0), 8.9)
+    nsd, hd95_mm, _ = surfaces.surface_scores(label, shifted, 1, (3.0, 3.0, 3.0), 8.9)
     assert nsd[0] < 1 and hd95_mm[0] == pytest.approx(9.0)
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from voxprior.commands import compare
-from voxprior.configuration import Resolved, read_model
+from voxprior.configuration import Resolved
+from voxprior.strict import read_model
 from voxprior.study import gather, methods_text
 
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from voxprior.configuration import Resolved, read_model
+from voxprior.configuration import Resolved
 from voxprior.errors import Refusal
+from voxprior.strict import read_model
 from voxprior.study import compare, gather, model_card
 from voxprior.study.compare import STAMP
 

@@ -66,6 +66,7 @@ def resolve(study):
         "backbones": {name: backbone_numbers(study, name) for name in inits},
         "methods": {name: method_numbers(study, name) for name in methods},
     }
+    resolved = json.loads(json.dumps(resolved))  # what a YAML anchor shares would share its defaults too
     known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
     error = jsonschema.exceptions.best_match(known.iter_errors(resolved))
     if error is not None:

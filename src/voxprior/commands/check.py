@@ -12,7 +12,8 @@ def run(config: Path, output: Path) -> None:
     Raises:
         Refusal: a method does not fit its backbone, a crop its strides, a class no dataset, a budget the patients.
     """
-    from voxprior.configuration import Resolved, read_model
+    from voxprior.configuration import Resolved
+    from voxprior.strict import read_model
     from voxprior.whole import write_json
 
     resolved = read_model(Resolved, config, "correct the study")
@@ -117,9 +118,9 @@ def check_split(resolved: Any) -> None:
 
 def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     """Refuses one backbone x init that cannot work; returns what was checked."""
-    from voxprior.configuration import validated
     from voxprior.methods import METHODS, load
     from voxprior.nets.backbones import Backbone
+    from voxprior.strict import validated
 
     spec = resolved.backbones[backbone_name]
     sizes = getattr(spec, spec.family)

@@ -86,8 +86,9 @@ def _card(path: Path) -> tuple[Any, Path]:
 def _named(method: str, backbone: str, preset: str) -> tuple[Any, Path]:
     """Fills in a card from the names, as the workflow does: (card, the method's file)."""
     from voxprior.cards import PretrainCard
-    from voxprior.configuration import Backbone, Pretrain, validated
+    from voxprior.configuration import Backbone, Pretrain
     from voxprior.methods import METHODS, load
+    from voxprior.strict import validated
 
     if method not in METHODS:
         raise Refusal(f"no method is called {method!r}: choose from {', '.join(METHODS)}")

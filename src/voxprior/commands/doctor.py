@@ -173,7 +173,8 @@ def _files() -> list[Path]:
 def _asked(path: Path) -> dict[str, Any]:
     import yaml
 
-    from voxprior.configuration import Study, validated
+    from voxprior.configuration import Study
+    from voxprior.strict import validated
 
     study = validated(Study, yaml.safe_load(path.read_text(encoding="utf-8")), str(path), "correct the study")
     file = next((f for f in (path.parent, path.parents[1], _PROJECT / "config") if (f / "datasets").is_dir()), None)
@@ -205,12 +206,12 @@ def count(path: Path, asked: dict[str, Any]) -> tuple[float, float, float, float
     import yaml
 
     from voxprior.configuration import Backbone as Spec
-    from voxprior.configuration import validated
     from voxprior.engine import estimate
     from voxprior.engine.flops import counter
     from voxprior.maths.boxes import Region
     from voxprior.nets.backbones import Backbone
     from voxprior.segment import model as segment
+    from voxprior.strict import validated
 
     spec = validated(Spec, yaml.safe_load(path.read_text(encoding="utf-8")), str(path), "correct the file")
     sizes = getattr(spec, spec.family)

@@ -25,9 +25,10 @@ def run(images: Path, labels: Path | None, name: str | None, output: Path) -> No
     Raises:
         Refusal: no scan is recognised, too few have labels, or a file is there already.
     """
-    from voxprior.configuration import Dataset, Study, validated
+    from voxprior.configuration import Dataset, Study
     from voxprior.data import survey
     from voxprior.data.layouts import list_cases
+    from voxprior.strict import validated
     from voxprior.whole import write_text
 
     named = name or re.sub(r"[^a-z0-9]+", "_", images.resolve().stem.lower()).strip("_") or "mine"

@@ -124,8 +124,8 @@ def build(card: Any, card_path: Path, on: str = "cpu") -> tuple[Any, Any, Any]:
     import torch
 
     from voxprior import methods
-    from voxprior.configuration import validated
     from voxprior.nets.backbones import Backbone
+    from voxprior.strict import validated
 
     method = methods.load(card.method)
     backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
@@ -144,7 +144,8 @@ def build(card: Any, card_path: Path, on: str = "cpu") -> tuple[Any, Any, Any]:
 def recipe_of(card: Any, card_path: Path) -> Any:
     """Takes the card's recipe with what the method itself asks for: `recipe(config, batch_size)`, where it has one."""
     from voxprior import methods
-    from voxprior.configuration import Recipe, validated
+    from voxprior.configuration import Recipe
+    from voxprior.strict import validated
 
     method = methods.load(card.method)
     if not hasattr(method, "recipe"):

@@ -13,7 +13,8 @@ def run(config: Path, results: Path, output: Path) -> None:
     Raises:
         Refusal: something that a finished study has is missing.
     """
-    from voxprior.configuration import Resolved, read_model
+    from voxprior.configuration import Resolved
+    from voxprior.strict import read_model
     from voxprior.study import model_card, report
     from voxprior.whole import whole, write_text
 

@@ -63,7 +63,8 @@ def _backbone(name: str) -> Any:
     """Reads a backbone from the study's folder, or from the project's."""
     import yaml
 
-    from voxprior.configuration import Backbone, validated
+    from voxprior.configuration import Backbone
+    from voxprior.strict import validated
 
     folders = [Path("config/backbones"), _PROJECT / "config" / "backbones"]
     path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)

@@ -54,10 +54,10 @@ def load(path: Path) -> Trained:
             not fit its card.
     """
     from voxprior import cards
-    from voxprior.configuration import validated
     from voxprior.data.files import sha256_of
     from voxprior.nets.backbones import Backbone
     from voxprior.nets.weights import read_weights
+    from voxprior.strict import validated
 
     state, about = read_weights(path, AGAIN)
     if about.get("format", FORMAT) != FORMAT:
