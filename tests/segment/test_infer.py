@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -161,6 +162,22 @@ def test_each_voxel_comes_once_and_divided_sums_are_means():
         torch.testing.assert_close(logits[0], volume[0][place].float() * 0.001)
         torch.testing.assert_close(logits[1], 1 - volume[0][place].float() * 0.001)
     assert (seen == 1).all()
+
+
+def test_a_bands_sums_are_gone_before_the_next_bands_are_made(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    make = infer._Ring.__init__
+
+    def counted(self, *arguments):
+        make(self, *arguments)
+        alive.add(self)
+        most.append(len(alive))
+
+    monkeypatch.setattr(infer._Ring, "__init__", counted)
+    volume = np.zeros((40, 40, 40), np.int16)
+    infer.segment_volume(network_of(6), volume, 0.001, (8, 8, 8), most_bytes=100_000)
+    assert len(most) > 2
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -245,6 +245,7 @@ def finished(
             del logits_BCZYX  # or they would lie beside the next ones
             done += len(some)
         yield from _divided(rings, reached, sides_zyx[axis])
+        del ring, rings  # or they would lie beside the next band's
 
 
 def _divided(rings: tuple[_Ring, ...], start: int, stop: int) -> Iterator[tuple[Place, Tensor]]:
