@@ -72,8 +72,9 @@ def monai(network: Any, volume: np.ndarray) -> torch.Tensor:
 
 
 def scan(shape: tuple[int, int, int]) -> np.ndarray:
-    """Makes prepared intensities of noise, plane by plane."""
-    plane = np.random.default_rng(0).integers(0, 4096, shape[1:]).astype(np.int16)
+    """Makes prepared intensities of random blocks, plane by plane."""
+    blocks = np.random.default_rng(0).integers(0, 4096, (shape[1] // 16 + 1, shape[2] // 16 + 1)).astype(np.int16)
+    plane = np.kron(blocks, np.ones((16, 16), np.int16))[: shape[1], : shape[2]]
     return np.stack([np.roll(plane, 7 * z, axis=1) for z in range(shape[0])])
 
 

@@ -91,12 +91,12 @@ def argmax(logits_CZYX: Tensor) -> Tensor:
 class _Ring:
     """Sums of weighted logits of a band: the slices that windows still reach, slice n at place n % depth."""
 
-    def __init__(self, channels: int, band: "Band", depth: int, device: torch.device) -> None:
-        self.band, self.depth = band, depth
-        sides = [stop - start for start, stop in zip(band.lo_zyx, band.hi_zyx, strict=True)]
-        sides[band.axis] = depth
-        self.compiled = device.type == "cpu"
-        self.sums_CZYX = torch.zeros(channels, *sides, device=device)
+    def __init__(self, channels: int, band: "Band", depth: int, memory_N: Tensor) -> None:
+        """Lays the sums into memory of zeros, which it leaves behind as zeros when all slices are finished."""
+        self.band, self.depth, self.compiled = band, depth, not memory_N.is_cuda
+        sides = [channels, *(stop - start for start, stop in zip(band.lo_zyx, band.hi_zyx, strict=True))]
+        sides[band.axis + 1] = depth
+        self.sums_CZYX = memory_N[: math.prod(sides)].view(sides)
 
     def add(self, corners: Sequence[Zyx], logits_BCZYX: Tensor, weights_ZYX: Tensor) -> None:
         """Adds what of some windows' weighted logits lies in the band; their corners differ along X alone."""
@@ -223,10 +223,15 @@ def finished(
     known = [call([(0, 0, 0)])]
     classes = known[0].shape[1]
     batch = min(tiling.batch, max(2, LOGITS_BYTES // (4 * known[0].numel())))
-    for band in bands(sides_zyx, tiling, classes):
+    cut = bands(sides_zyx, tiling, classes)
+    # One memory for all bands: who asked for the pieces may still hold the last one when the next band begins.
+    most = max(math.prod(np.subtract(band.hi_zyx, band.lo_zyx).tolist()) for band in cut)
+    most = most // sides_zyx[cut[0].axis] * tiling.window_zyx[cut[0].axis]
+    memory_N, weights_N = (torch.zeros(count * most, device=device) for count in (classes, int(divide)))
+    for band in cut:
         depth, axis = tiling.window_zyx[band.axis], band.axis
-        ring = _Ring(classes, band, depth, device)
-        rings: tuple[_Ring, ...] = (ring, _Ring(1, band, depth, device)) if divide else (ring,)
+        ring = _Ring(classes, band, depth, memory_N)
+        rings: tuple[_Ring, ...] = (ring, _Ring(1, band, depth, weights_N)) if divide else (ring,)
         corners = _corners(sides_zyx, band, tiling)
         reached, done = 0, 0
         while done < len(corners):
