@@ -51,7 +51,7 @@ def run(
     if kept.give_back(output, work, key, reads):
         return
     network, report = _build(card, card_path, encoder)
-    print(f"voxprior: {card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
+    print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
     config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5), ema=card.ema)
     model, region = segment.Model(config, network), segment.region(config)
 

@@ -64,6 +64,7 @@ def run(config: Path, results: Path, output: Path, store: str, create: bool, wor
     # Whatever the store raises (SQL, HTTP, disk, a missing server) must not stop or change a study.
     try:
         client, experiment = open_store(store, resolved)
+        written["experiment"] = experiment  # the report links to it before anything is published
         if not create:
             publish_all(client, experiment, resolved, results, work, written["runs"])
             if (version := register(client, resolved, results, written["runs"])) is not None:
