@@ -225,7 +225,7 @@ def _warn_of_spacing(path: Path, made_by: dict[str, Any], card: Any) -> None:
     spacing_mm = (made_by.get("prepare") or {}).get("spacing_zyx_mm")
     if spacing_mm and tuple(spacing_mm) != tuple(card.prepare.spacing_zyx_mm):
         print(
-            f"voxprior: {path} was trained on voxels of {list(spacing_mm)} mm, the study has "
+            f"voxprior: warning: {path} was trained on voxels of {list(spacing_mm)} mm, the study has "
             f"{list(card.prepare.spacing_zyx_mm)} mm: its features see another scale",
             file=sys.stderr,
         )
