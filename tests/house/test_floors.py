@@ -42,7 +42,7 @@ WITHOUT_TORCH = {
     "statistics",
     "splits",
     "paired",
-    "labels",
+    "savings",
     "ranks",
     "variance",
     "areas",

@@ -9,8 +9,8 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from voxprior.maths.labels import labels_saved
 from voxprior.maths.ranks import mean_of_ranks, rank_of_means
+from voxprior.maths.savings import labels_saved
 from voxprior.maths.statistics import Values
 from voxprior.maths.variance import SOURCES, variance_parts
 from voxprior.study.compare import Settings

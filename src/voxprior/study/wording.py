@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from voxprior.maths.labels import labels_needed
+from voxprior.maths.savings import labels_needed
 from voxprior.study.measures import MEASURES
 
 MINUS, DASH = "\u2212", "\u2013"

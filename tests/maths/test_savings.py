@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
-from voxprior.maths.labels import labels_needed, labels_saved, monotone, read_off
+from voxprior.maths.savings import labels_needed, labels_saved, monotone, read_off
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=7))
