@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from voxprior.maths import labels, paired, ranks, statistics
+from voxprior.maths import paired, ranks, savings, statistics
 
 ROOT = Path(__file__).parents[1]
 CONFIDENCE, RESAMPLES, MARGIN = 0.95, 1000, 0.3
@@ -182,7 +182,7 @@ def saved(world: World, runs: int) -> dict[str, float]:
     for run in range(runs):
         init, *scratch = world.draw(chance, (1.0, 0.0, 0.4, 0.8, 1.2, 1.6))
         curve = dict(zip([1, 2, 4, 8, 16], scratch, strict=True))
-        found = labels.labels_saved(init, curve, world.people, True, CONFIDENCE, RESAMPLES, run % 4)
+        found = savings.labels_saved(init, curve, world.people, True, CONFIDENCE, RESAMPLES, run % 4)
         covered += found.low <= 2**2.5 <= found.high or (found.high_kind == "above" and found.low <= 2**2.5)
         about += found.kind == "about"
     return {"covered": covered / runs, "read off the curve": about / runs}
