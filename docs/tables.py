@@ -260,7 +260,7 @@ def read(name: str) -> list[dict[str, str]]:
     mean = [
         row
         for row in rows
-        if row["metric"] == "dice" and row["cohort"] == "test" and row.get("class", "mean") == "mean"
+        if row["metric"] == "dice" and row.get("cohort", "test") == "test" and row.get("class", "mean") == "mean"
     ]
     return sorted(mean, key=lambda row: (row["backbone"], ORDER.index(row["init"]), int(row["budget"])))
 
@@ -287,12 +287,27 @@ def contrasts() -> str:
     pairs: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
         key = (row["backbone"], row["init"], row.get("against", "scratch"))
-        pairs.setdefault(key, {})[int(row["budget"])] = with_interval(row, "difference", "+.3f")
+        verdict = f"**{row['verdict']}**" if row["verdict"] in ("better", "worse") else row["verdict"]
+        pairs.setdefault(key, {})[int(row["budget"])] = f"{with_interval(row, 'difference', '+.3f')} {verdict}"
     lines = [
         [f"`{backbone}`", f"{TITLES[init]} minus {TITLES.get(against, against)}", *(got.get(b, "") for b in budgets)]
         for (backbone, init, against), got in pairs.items()
     ]
     return table(["backbone", "Dice of", *(f"{budget} labels" for budget in budgets)], lines)
+
+
+def saved() -> str:
+    """Labels that scratch needs for what an init does: one line per init, one column per budget."""
+    rows = read("labels_saved.csv")
+    budgets = sorted({int(row["budget"]) for row in rows})
+    arms: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        words = {"about": "", "below": "fewer than ", "above": "more than "}
+        high = ("" if row["high_kind"] == "about" else "more than ") + f"{float(row['high']):.0f}"
+        needs = f"{words[row['kind']]}{float(row['labels']):.0f} ({float(row['low']):.0f} to {high})"
+        arms.setdefault((row["backbone"], row["init"]), {})[int(row["budget"])] = needs
+    lines = [[f"`{b}`", TITLES[init], *(got.get(n, "") for n in budgets)] for (b, init), got in arms.items()]
+    return table(["backbone", "init", *(f"scratch needs, for its {n}" for n in budgets)], lines)
 
 
 def with_interval(row: dict[str, str], name: str, places: str) -> str:
@@ -315,7 +330,7 @@ PAGES = {
         "prediction": prediction,
         "metrics": metrics,
     },
-    "results.md": {"dice": dice, "contrasts": contrasts},
+    "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
 }
 
