@@ -60,8 +60,14 @@ def test_a_studys_tables_become_a_line_per_init_and_a_column_per_budget(tables, 
         "external,vit,scratch,4,mean,dice,0.1,0.1,0.1,50,3\n"
     )
     (folder / "contrasts.csv").write_text(
-        "cohort,backbone,init,against,budget,metric,difference,low,high\n"
-        "test,vit,glmae,scratch,16,dice,-0.0123,-0.02,0.001\n"
+        "cohort,backbone,init,against,budget,metric,difference,low,high,verdict\n"
+        "test,vit,glmae,scratch,4,dice,-0.0123,-0.02,-0.001,worse\n"
+        "test,vit,glmae,scratch,16,dice,-0.0123,-0.02,0.001,not separated\n"
+    )
+    (folder / "labels_saved.csv").write_text(
+        "backbone,init,metric,budget,kind,labels,low,high,high_kind\n"
+        "vit,glmae,dice,4,about,7.6,4,16,above\n"
+        "vit,glmae,dice,16,below,4,4,5.2,about\n"
     )
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     lines = tables.dice().splitlines()
@@ -71,4 +77,6 @@ def test_a_studys_tables_become_a_line_per_init_and_a_column_per_budget(tables, 
         "| `vit` | GL-MAE |  | 0.812 (0.800 to 0.820) |",
     ]
     assert lines[-1] == "50 test patients, 3 seeds, 95 % intervals."
-    assert tables.contrasts().splitlines()[-1] == "| `vit` | GL-MAE minus scratch | -0.012 (-0.020 to +0.001) |"
+    worse, open_ = "-0.012 (-0.020 to -0.001) **worse**", "-0.012 (-0.020 to +0.001) not separated"
+    assert tables.contrasts().splitlines()[-1] == f"| `vit` | GL-MAE minus scratch | {worse} | {open_} |"
+    assert tables.saved().splitlines()[-1] == "| `vit` | GL-MAE | 8 (4 to more than 16) | fewer than 4 (4 to 5) |"
