@@ -139,12 +139,6 @@ def test_a_cnn_trains_with_deep_supervision_and_learns(tiny_study, tmp_path):
     assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_mirroring_is_left_out_where_classes_have_sides():
-    assert finetune._has_sides(["liver", "kidney_left"])
-    assert finetune._has_sides(["right_lung"])
-    assert not finetune._has_sides(["liver", "bright_spot", "cleft"])
-
-
 def weights(path):
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -61,6 +61,19 @@ def page(make_study):
     return lambda **options: Page(render(make_study(**options)))
 
 
+def test_all_metrics_of_a_study_are_shown_also_one_without_a_better_side(make_study):
+    results = make_study()
+    for path in (results / "finetune").rglob("scores.csv"):
+        head, *rows = path.read_text().splitlines()
+        more = [row.replace(",dice,", f",{name},") for name in ("volume_ml", "volume_error") for row in rows]
+        path.write_text("\n".join([head, *rows, *(row for row in more if ",dice," not in row and "volume" in row), ""]))
+    page = Page(render(results))
+    contrasts = (results / "tables/contrasts.csv").read_text()
+    assert ",volume_error," in contrasts and ",volume_ml," not in contrasts
+    for title in ("Volume, prediction minus label in ml", "Relative volume error", "HD95 in mm"):
+        assert title in page.text
+
+
 def test_report_of_a_real_study(make_study):
     results = make_study()
     html = render(results)

@@ -37,6 +37,7 @@ def run(
     from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
     from voxprior.segment import rates
+    from voxprior.segment.ensemble import has_sides
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
@@ -52,7 +53,7 @@ def run(
         return
     network, report = _build(card, card_path, encoder)
     print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
-    config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if _has_sides(card.classes) else 0.5), ema=card.ema)
+    config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5), ema=card.ema)
     model, region = segment.Model(config, network), segment.region(config)
 
     def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
@@ -136,11 +137,6 @@ def _fold(splits: Path, number: int, budget: int) -> dict[str, Any]:
     if fold is None or str(budget) not in fold["budgets"]:
         raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
     return dict(fold)
-
-
-def _has_sides(classes: list[str]) -> bool:
-    """Tells whether a class exists on a left and a right: mirroring X would give it the other one's name."""
-    return any({"left", "right"} & set(name.split("_")) for name in classes)
 
 
 def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[str, Any]]:

@@ -54,6 +54,8 @@ class Backbone:
         return {
             "name": self.name,
             "metrics": self.metrics,
+            # Not all have a better side: what is no error has means and no contrasts.
+            "compared": [metric for metric in self.metrics if metric in set(test["metric"])],
             "title": self.title,
             "family": {"vit": "transformer", "cnn": "convolutions"}[self.family],
             "answer": self._answer(against_scratch, saved, hours),

@@ -19,20 +19,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from voxprior.study.measures import MEASURES
+
 PAPER, INK, FAINT, RULE = "#fffffe", "#1c2024", "#5b6570", "#d5dadf"
 SERIES = ["#5d706c", "#0251e6", "#c63500", "#13482f", "#b824ae", "#7a2f04", "#1701e0", "#7a5230"]
 MARKERS = ["s", "o", "^", "D", "v", "P", "X", "*"]
 SOURCES = ["#123a63", "#2f7ab8", "#8fbfe0", "#dfeaf3"]  # told apart by how bright they are
-METRICS = {
-    "dice": "Dice",
-    "nsd": "NSD",
-    "hd95_mm": "HD95 in mm",
-    "assd_mm": "ASSD in mm",
-    "nsd_area": "NSD by area",
-    "volume_ml": "Volume error in ml",
-    "volume_error": "Relative volume error",
-    "lesion_f1": "F1 of lesions",
-}
+METRICS = {name: f"{one.title} in {one.unit}" if one.unit else one.title for name, one in MEASURES.items()}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # letters that stay letters: journals refuse type 3
@@ -72,7 +65,7 @@ def budget_curves(curves: pd.DataFrame, titles: dict[str, str], metric: str, mar
     Args:
         curves: rows of `curves.csv` of one backbone, cohort and metric, class `mean`.
         titles: what the legend calls every init of the study; an init has one colour in all figures.
-        metric: `dice`, `nsd` or `hd95_mm`.
+        metric: one of `METRICS`.
         mark: what stands in the corner: which cases these are, and the stamp.
 
     """

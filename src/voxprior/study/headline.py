@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from voxprior.study import wording
+from voxprior.study.measures import measure_of
 
 ORDER = ("better", "equivalent", "not separated", "worse")
 SIGNS = {"better": "\u25b2", "worse": "\u25bc", "equivalent": "=", "not separated": "?"}
@@ -25,7 +26,7 @@ def verdict_of(row: Row) -> str:
         return ""
     if row["low"] <= 0 <= row["high"]:
         return "not separated"
-    lower_is_better = row.get("metric") == "hd95_mm"
+    lower_is_better = measure_of(row.get("metric", "dice")).better == "lower"
     return "better" if (row["low"] > 0) != lower_is_better else "worse"
 
 
