@@ -39,7 +39,7 @@ def test_a_whole_model_gives_its_encoder_or_all_of_it(tiny_study, tmp_path, mode
         assert kept == set(theirs) if decoder else encoder <= kept < set(theirs)
         assert set(report["fresh"]) == set(report["dropped"]) == (set() if decoder else set(theirs) - encoder)
     told = capfd.readouterr().err
-    assert "voxprior: mine on vit_tiny: 52 of 52 encoder tensors placed" in told
+    assert "mine on vit_tiny: 52 of 52 encoder tensors placed" in told
     assert "dropped" in told
     summary = json.loads((tmp_path / "True" / "out" / "summary.json").read_text())
     assert summary["inputs"]["encoder_sha256"] == summary["card"]["init_file"]["sha256"]

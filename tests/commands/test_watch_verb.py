@@ -108,7 +108,11 @@ def test_in_a_terminal_it_draws_until_it_is_interrupted(study):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     command = [sys.executable, "-m", "voxprior", "watch", "--results", str(study), "--every", "0.2"]
-    running = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    running = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"},
+        # Tests that were started in the background ignore it, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     os.close(theirs)
     drawn = b""
     while drawn.count(b"0 of 6 cells scored") < 2 and select.select([ours], [], [], 60)[0]:
