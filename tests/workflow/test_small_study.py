@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def test_everything_is_there(finished):
     scored = {row["dataset"] for row in csv.DictReader((results / "tables/scores.csv").read_text().splitlines())}
     assert scored == {"phantoms"}, "a pool is only pretrained on"
     tracked = json.loads((results / "tracked.json").read_text())
-    assert len(tracked["runs"]) == 32 + 6 + 1
+    kinds = Counter(name.split("/")[0] for name in tracked["runs"])
+    assert kinds == {"finetune": 32, "pretrain": 6, "arm": 8, "study": 1}
     splits = json.loads((results / "splits.json").read_text())["folds"][0]
     assert not set(splits["pool"]) & {*splits["test"], *splits["val"]}
     assert set(splits["budgets"]["1"]) < set(splits["budgets"]["3"])
