@@ -97,6 +97,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
+    yield from parse_lines(text)
+
+
+def parse_lines(text: str) -> Iterator[dict[str, Any]]:
+    """Reads the JSON objects of a text, one a line; what is torn or no object is left out."""
     for line in text.splitlines():
         try:
             content = json.loads(line)

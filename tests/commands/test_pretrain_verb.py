@@ -97,7 +97,7 @@ def test_a_stopped_run_writes_no_output_and_goes_on_to_the_same_bytes(done, tiny
 
 
 def test_what_cannot_be_is_refused(tiny_study, tmp_path):
-    with pytest.raises(Refusal, match="no cases to pretrain on in fold 7"):
+    with pytest.raises(Refusal, match="has no fold 7"):
         run(tiny_study, tmp_path, fold=7)
     with pytest.raises(Refusal, match="json: .*vit"):
         run(tiny_study, tmp_path, method="spark", config={"crop_vox": [16, 16, 16]})

@@ -19,7 +19,7 @@ KNOWN_BAD = [
         (2, 9),
         (2, 10),
         "Conv3d under autocast is about 4 times slower and takes several times the memory "
-        "(pytorch issues 166122, 166643): take torch 2.8 or 2.10",
+        "(pytorch issues 166122, 166643): take torch 2.10",
     ),
 ]
 

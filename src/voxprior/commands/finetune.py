@@ -1,6 +1,5 @@
 """`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,11 +131,12 @@ def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: l
 
 def _fold(splits: Path, number: int, budget: int) -> dict[str, Any]:
     """Finds the fold, which must have the budget."""
-    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
-    fold = next((fold for fold in folds if fold["fold"] == number), None)
-    if fold is None or str(budget) not in fold["budgets"]:
+    from voxprior.data.files import read_fold
+
+    fold = read_fold(splits, number)
+    if str(budget) not in fold["budgets"]:
         raise Refusal(f"{splits} has no budget of {budget} in fold {number}: run 'split' again with this budget")
-    return dict(fold)
+    return fold
 
 
 def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[str, Any]]:

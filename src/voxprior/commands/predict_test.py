@@ -48,11 +48,9 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
 def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """Lists what to segment: (index, dataset, entry): the fold's test cases first, then external labelled cases."""
     from voxprior.data.cache import read_index
+    from voxprior.data.files import read_fold
 
-    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
-    fold = next((fold for fold in folds if fold["fold"] == number), None)
-    if fold is None:
-        raise Refusal(f"{splits} has no fold {number}: run 'split' again")
+    fold = read_fold(splits, number)
     for place, path in enumerate(index):
         content = read_index(path)
         entries = {entry["case"]: entry for entry in content["cases"]}

@@ -1,6 +1,5 @@
 """`voxprior pretrain`: one method, one backbone, one fold, no labels."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,10 +78,10 @@ Others = tuple[tuple[Path, tuple[str, ...]], ...]
 def _pool(indexes: list[Path], splits: Path, number: int) -> tuple[Path, list[str], Others]:
     """Lists what the fold's pretraining may see: (own index, its cases, other indexes with all of theirs)."""
     from voxprior.data.cache import read_index
+    from voxprior.data.files import read_fold
 
-    folds = json.loads(splits.read_text(encoding="utf-8"))["folds"]
-    fold = next((fold for fold in folds if fold["fold"] == number), None)
-    if fold is None or not fold["pool"]:
+    fold = read_fold(splits, number)
+    if not fold["pool"]:
         raise Refusal(f"{splits} has no cases to pretrain on in fold {number}: run 'split' again with more patients")
     own, *rest = indexes
     others = ((path, tuple(case["case"] for case in read_index(path)["cases"])) for path in rest)

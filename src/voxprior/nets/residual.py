@@ -9,6 +9,7 @@ Source: Huang et al., "STU-Net: scalable and transferable medical image segmenta
 Parameter names are those of the authors' `conv_blocks_context`, for exchanging weights.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -47,7 +48,7 @@ def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.M
     return nn.ModuleList([first, *(ResidualBlock(channels_out, channels_out) for _ in range(blocks - 1))])
 
 
-class StagedEncoder(nn.Module):
+class StagedEncoder(nn.Module, ABC):
     """What convolutional encoders have in common: stages, each at half the resolution of the last.
 
     Attributes:
@@ -81,9 +82,9 @@ class StagedEncoder(nn.Module):
                 f"make a side larger than {self.unit_vox} or take a backbone with fewer stages"
             )
 
+    @abstractmethod
     def forward(self, volume_BCZYX: Tensor, visible: list[Visible] | None = None) -> list[Tensor]:
         """Returns the features of every stage, full resolution first."""
-        raise NotImplementedError
 
 
 class ResidualEncoder(StagedEncoder):

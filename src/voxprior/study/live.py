@@ -4,12 +4,13 @@ Nothing is written and no process is asked, so that it works from any machine th
 cluster. Imports the standard library alone: it is read every other second beside jobs that need the machine.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from voxprior.whole import parse_lines
 
 TAIL_BYTES = 8192
 QUIET_S = 120.0  # a training that has logged nothing for this long, or for 20 times its usual pause, is marked
@@ -207,15 +208,7 @@ def _ending(said: tuple[str, ...], tail: str) -> str | None:
 
 def read_tail(path: Path) -> list[dict[str, Any]]:
     """Reads the last lines of a JSONL file; torn ones, at the beginning of the piece or at its end, are left out."""
-    rows = []
-    for line in _tail(path).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for row in parse_lines(_tail(path)) if isinstance(row.get("step"), int)]
 
 
 def _tail(path: Path) -> str:

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from voxprior import whole
+
 RULES = 1  # raised when the rules here change: finished runs are then published anew
 STRETCHES = {"pretrain": 100, "finetune": 25}
 OF_ONE_CLASS = re.compile(r".*_\d+$")
@@ -88,16 +90,8 @@ def places(results: Path, work: Path) -> Iterator[Place]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a journal or a clock; a torn last line, of a job that writes or was killed, is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    """Reads the steps of a journal or a clock; a torn last line, of a job that writes or was killed, is left out."""
+    return [row for row in whole.read_lines(path) if isinstance(row.get("step"), int)]
 
 
 def read(place: Place, config: dict[str, Any], card: dict[str, Any], card_hash: str) -> Run:
