@@ -5,9 +5,9 @@ workflow validates both against `config/schema.json` (made from this module by `
 defaults and writes one *card* per run (`cards.py`).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, Zyx, ZyxVox
 
@@ -183,6 +183,18 @@ class Backbone(Strict):
     pretrain: Recipe
     scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
     finetune: FinetuneRecipe = Field(description="fine-tuning from a pretrained encoder")
+
+    @model_validator(mode="after")
+    def _has_its_block(self) -> Self:
+        if getattr(self, self.family) is None:
+            raise ValueError(f"family {self.family} needs a block {self.family}, add it")
+        return self
+
+    @property
+    def sizes(self) -> Vit | Cnn:
+        """The block of its family."""
+        sizes: Vit | Cnn = getattr(self, self.family)
+        return sizes
 
 
 # ------------------------------------------------------------------------------------------------- the study

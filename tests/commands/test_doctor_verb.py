@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from voxprior.commands import doctor
+from voxprior.commands import doctor, named
 from voxprior.nets.backbones import Backbone
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_what_is_counted_is_what_is_built(tmp_path):
 def test_the_table_has_every_backbone_and_takes_a_studys_crop(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "config" / "backbones"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(doctor, "_PROJECT", tmp_path / "nowhere")
+    monkeypatch.setattr(named, "PROJECT", tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     for name in ("vit_tiny", "stunet_b"):
         (folder / f"{name}.yaml").write_text((ROOT / f"config/backbones/{name}.yaml").read_text())

@@ -54,10 +54,10 @@ def test_it_tells_what_the_real_run_of_the_card_then_tells(tiny_study, tmp_path,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_counted_at_paper_size(method, monkeypatch, capsys):
-    from voxprior.commands.cost import _numbers
+    from voxprior.commands import named
 
     for family, name in PAPER.items():
-        sizes = _numbers("backbones", name)[0][family]
+        sizes = named.numbers("backbones", name)[0][family]
         if load(method).accepts(Backbone(name, family, sizes)) is not None:
             continue
         arguments = ["--method", method, "--backbone", name, "--batch-size", "2", "--voxels", str(10**10)]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from voxprior.commands import compare, report
-from voxprior.configuration import Study
 from voxprior.errors import Refusal
 from voxprior.study import figures
 from voxprior.study.compare import STAMP
@@ -261,7 +260,6 @@ def test_numbers_lead_to_their_runs_and_files(make_study):
 ARMS = ["vit_tiny-scratch", "vit_tiny-mae", "stunet_tiny-scratch", "stunet_tiny-spark"]
 
 
-@pytest.mark.skipif("files" not in Study.model_fields, reason="this version has no inits that are files")
 def test_an_encoder_that_came_as_a_file_has_no_pretraining_to_show(make_study):
     results = make_study(inits={"vit_tiny": ["scratch", "mae", "others"]})
     config = json.loads((results / "config.json").read_text())

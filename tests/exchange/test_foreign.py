@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(folder):
         take("stunet", Path("good.pth"), "vit_x")
     with pytest.raises(Refusal, match="--from keras is not known: choose from nnssl"):
         take("keras", Path("good.pth"), "vit_x")
-    with pytest.raises(Refusal, match="--backbone nothing has no file"):
+    with pytest.raises(Refusal, match="no config/backbones/nothing.yaml: choose from"):
         take("stunet", Path("good.pth"), "nothing")
     assert not Path("encoder.safetensors").exists()
 

@@ -123,11 +123,7 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     from voxprior.strict import validated
 
     spec = resolved.backbones[backbone_name]
-    sizes = getattr(spec, spec.family)
-    if sizes is None:
-        file = f"config/backbones/{backbone_name}.yaml"
-        raise Refusal(f"{file}: family {spec.family} needs a block {spec.family}: add it")
-    backbone = Backbone(backbone_name, spec.family, sizes.model_dump())
+    backbone = Backbone(backbone_name, spec.family, spec.sizes.model_dump())
     crop_vox = resolved.study.finetune.crop_vox
     unit_vox = backbone.segmenter_unit_vox
     if any(side % unit_vox for side in crop_vox):

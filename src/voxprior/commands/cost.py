@@ -6,7 +6,6 @@ from typing import Any
 from voxprior.errors import Refusal
 
 _VOXELS, _BATCH_SIZE = 200_000_000_000, 4  # what the studies for GPUs ask for
-_PROJECT = Path(__file__).parents[3]
 
 
 def run(
@@ -86,36 +85,22 @@ def _card(path: Path) -> tuple[Any, Path]:
 def _named(method: str, backbone: str, preset: str) -> tuple[Any, Path]:
     """Fills in a card from the names, as the workflow does: (card, the method's file)."""
     from voxprior.cards import PretrainCard
+    from voxprior.commands.named import numbers
     from voxprior.configuration import Backbone, Pretrain
     from voxprior.methods import METHODS, load
     from voxprior.strict import validated
 
     if method not in METHODS:
         raise Refusal(f"no method is called {method!r}: choose from {', '.join(METHODS)}")
-    presets, where = _numbers("methods", method)
+    presets, where = numbers("methods", method)
     if preset not in presets:
         raise Refusal(f"{where} has no preset {preset!r}: choose from {', '.join(presets)}")
     config = validated(load(method).Config, presets[preset] or {}, f"{where}: {preset}", "correct the file")
-    sizes, file = _numbers("backbones", backbone)
+    sizes, file = numbers("backbones", backbone)
     found = validated(Backbone, sizes, str(file), "correct the file")
-    architecture = found.vit if found.family == "vit" else found.cnn
-    if architecture is None:
-        raise Refusal(f"{file}: family {found.family} needs a block {found.family}: add it")
     card = PretrainCard(
         method=method, config=config.model_dump(), backbone=backbone, family=found.family,
-        architecture=architecture.model_dump(), recipe=found.pretrain, fold=0,
+        architecture=found.sizes.model_dump(), recipe=found.pretrain, fold=0,
         pretrain=Pretrain(voxels=_VOXELS, batch_size=_BATCH_SIZE, precision="bf16"),
     )  # fmt: skip
     return card, where
-
-
-def _numbers(kind: str, name: str) -> tuple[dict[str, Any], Path]:
-    """Reads config/<kind>/<name>.yaml, from the working folder first, then from the project's checkout."""
-    import yaml
-
-    folders = [Path("config") / kind, _PROJECT / "config" / kind]
-    for folder in folders:
-        if (path := folder / f"{name}.yaml").exists():
-            return yaml.safe_load(path.read_text(encoding="utf-8")), path
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise Refusal(f"no config/{kind}/{name}.yaml: choose from {', '.join(known)}, or go to the study's folder")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from voxprior.errors import Refusal
 
-_PROJECT = Path(__file__).parents[3]
 _LEAST_DISK, _LEAST_MEMORY = 10 << 30, 4 << 30  # a small study's caches and models; a job of the workflow
 # What a network is counted at where no study is given: crops, samples, precision and classes of the studies for GPUs.
 _PAPER: dict[str, Any] = {"crop_vox": (96, 96, 96), "batch_size": 2, "precision": "bf16", "classes": 14, "channels": 1}
@@ -163,8 +162,9 @@ def run_backbones(study: Path | None) -> None:
 
 def _files() -> list[Path]:
     """Lists config/backbones of the working folder and of the project; the same name counts once, the nearer."""
-    folders = [_PROJECT / "config" / "backbones", Path("config") / "backbones"]
-    found = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    from voxprior.commands.named import folders
+
+    found = {path.stem: path for folder in reversed(folders("backbones")) for path in sorted(folder.glob("*.yaml"))}
     if not found:
         raise Refusal("no config/backbones here: go to a study's folder or to the project's")
     return [found[name] for name in sorted(found, key=lambda name: (found[name].stem.split("_")[0], name))]
@@ -173,11 +173,12 @@ def _files() -> list[Path]:
 def _asked(path: Path) -> dict[str, Any]:
     import yaml
 
+    from voxprior.commands.named import PROJECT
     from voxprior.configuration import Study
     from voxprior.strict import validated
 
     study = validated(Study, yaml.safe_load(path.read_text(encoding="utf-8")), str(path), "correct the study")
-    file = next((f for f in (path.parent, path.parents[1], _PROJECT / "config") if (f / "datasets").is_dir()), None)
+    file = next((f for f in (path.parent, path.parents[1], PROJECT / "config") if (f / "datasets").is_dir()), None)
     dataset = file / "datasets" / f"{study.dataset}.yaml" if file else None
     content = yaml.safe_load(dataset.read_text(encoding="utf-8")) if dataset and dataset.is_file() else {}
     asked = {key: getattr(study.finetune, key) for key in ("crop_vox", "batch_size", "precision")}
@@ -214,11 +215,8 @@ def count(path: Path, asked: dict[str, Any]) -> tuple[float, float, float, float
     from voxprior.strict import validated
 
     spec = validated(Spec, yaml.safe_load(path.read_text(encoding="utf-8")), str(path), "correct the file")
-    sizes = getattr(spec, spec.family)
-    if sizes is None:
-        raise Refusal(f"{path}: family {spec.family} needs a block {spec.family}: add it")
     crop = tuple(asked["crop_vox"])
-    backbone = Backbone(path.stem, spec.family, sizes.model_dump(), asked["channels"])
+    backbone = Backbone(path.stem, spec.family, spec.sizes.model_dump(), asked["channels"])
     if any(side % backbone.segmenter_unit_vox for side in crop):
         raise Refusal(f"takes crops in multiples of {backbone.segmenter_unit_vox} voxels")
     with torch.device("meta"):

@@ -1,6 +1,5 @@
 """`voxprior predict`: segments scans that nobody has labelled, with one model or several."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -105,19 +104,17 @@ class _Worker:
 
     def case(self, scan: Any) -> dict[str, Any]:
         """Segments a scan, or finds that it is done: what its line and its rows of the table say."""
-        from voxprior.data.files import sha256_of
-        from voxprior.whole import write_json
+        from voxprior.data.files import read_note, write_note
 
         if scan.defect:
             raise Refusal(f"{scan.name}: {scan.defect}: mend or rename it")
         note = self.output / f"{scan.case}.json"
         made_from = self.made_from | {"scan_sha256": scan.sha256()}
-        told = _finished(note, made_from)
-        if told is None:
-            note.unlink(missing_ok=True)
-            told = self._segment(scan)
-            files = {name: sha256_of(self.output / name) for name in told["files"]}
-            write_json(note, {"made_from": made_from, "files": files, "told": told})
+        if (told := read_note(note, made_from)) is not None:
+            return told | {"seconds": None}
+        note.unlink(missing_ok=True)
+        told = self._segment(scan)
+        write_note(note, made_from, told["files"], told)
         return told
 
     def _segment(self, scan: Any) -> dict[str, Any]:
@@ -233,19 +230,6 @@ class _Worker:
             told = (value[0] if value else "", volume_ml, one.voxels, flag, "; ".join(flags), f"{case}.nii.gz")
             rows.append((case, name, *told))
         return rows
-
-
-def _finished(note: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what an earlier run told about the case, if its files are whole and made from the same things."""
-    from voxprior.data.files import sha256_of
-
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        files = {note.parent / name: sha256 for name, sha256 in content["files"].items()}
-        good = content["made_from"] == made_from and all(sha256_of(file) == known for file, known in files.items())
-        return {**content["told"], "seconds": None} if good else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _line(told: dict[str, Any]) -> str:

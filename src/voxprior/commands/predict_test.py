@@ -1,6 +1,5 @@
 """`voxprior predict-test`: segments the fold's test cases, and all labelled cases of external datasets."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
     """
     from voxprior import cards
     from voxprior.commands import trained
-    from voxprior.data.files import sha256_of
+    from voxprior.data.files import read_note, write_note
     from voxprior.engine import device as devices
     from voxprior.engine.journal import progress
     from voxprior.whole import write_json
@@ -36,11 +35,11 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
         file = output.parent / "predictions" / f"{dataset}.{entry['case']}.nii.gz"
         note = file.with_name(file.name.removesuffix(".nii.gz") + ".json")
         made_from = {**made_by, "image_sha256": entry["image_sha256"]}
-        told = _finished(note, file, made_from)
+        told = read_note(note, made_from)
         if told is None:
             told = {"dataset": dataset, "case": entry["case"], "file": str(file)}
             told |= _segment(path, entry, file, (network, loaded.card, card.predict.overlap, where))
-            write_json(note, {"made_from": made_from, "file_sha256": sha256_of(file), "told": told})
+            write_note(note, made_from, [file.name], told)
         done.append(told)
     write_json(output, {"format": 1, **made_by, "cases": done})
 
@@ -59,18 +58,6 @@ def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path,
             if case not in entries:
                 raise Refusal(f"{path} has no test case '{case}': run 'prepare' and 'split' again")
             yield path, content["dataset"], entries[case]
-
-
-def _finished(note: Path, file: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what an earlier run told about the case, if its file is whole and made from the same things."""
-    from voxprior.data.files import sha256_of
-
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        good = content["made_from"] == made_from and content["file_sha256"] == sha256_of(file)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content["told"] if good else None
 
 
 def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any, float, Any]) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from voxprior.errors import Refusal
-
-_PROJECT = Path(__file__).parents[3]
 
 
 def run(source: str, checkpoint: Path, backbone: str, output: Path, channels: int) -> None:
@@ -24,17 +21,21 @@ def run(source: str, checkpoint: Path, backbone: str, output: Path, channels: in
     Raises:
         Refusal: unknown source or backbone, a damaged file, or a tensor that does not fit.
     """
+    from voxprior.commands.named import numbers
+    from voxprior.configuration import Backbone as Spec
     from voxprior.data.files import sha256_of
     from voxprior.exchange import foreign
     from voxprior.exchange.names import check
     from voxprior.exchange.pickles import read_checkpoint
     from voxprior.nets.backbones import Backbone
     from voxprior.nets.weights import write_weights
+    from voxprior.strict import validated
 
     if source not in foreign.READERS:
         raise Refusal(f"--from {source} is not known: choose from {', '.join(foreign.READERS)}")
-    spec = _backbone(backbone)
-    built = Backbone(backbone, spec.family, getattr(spec, spec.family).model_dump(exclude_none=True), channels)
+    content, file = numbers("backbones", backbone)
+    spec = validated(Spec, content, str(file), "correct the backbone's file")
+    built = Backbone(backbone, spec.family, spec.sizes.model_dump(exclude_none=True), channels)
     state, rest = read_checkpoint(checkpoint)
     taken = foreign.READERS[source](state, built, checkpoint)
     check(taken, built, checkpoint)
@@ -57,22 +58,3 @@ def _grouped(dropped: dict[str, str]) -> dict[str, list[str]]:
             name
         )
     return grouped
-
-
-def _backbone(name: str) -> Any:
-    """Reads a backbone from the study's folder, or from the project's."""
-    import yaml
-
-    from voxprior.configuration import Backbone
-    from voxprior.strict import validated
-
-    folders = [Path("config/backbones"), _PROJECT / "config" / "backbones"]
-    path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
-    if path is None:
-        known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
-        raise Refusal(f"--backbone {name} has no file in config/backbones: choose from {known}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    spec = validated(Backbone, content, str(path), "correct the backbone's file")
-    if getattr(spec, spec.family) is None:
-        raise Refusal(f"{path}: family {spec.family} needs a block {spec.family}: add it")
-    return spec
