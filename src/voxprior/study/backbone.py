@@ -164,7 +164,7 @@ class Backbone:
     def _smallest(self, dice: pd.DataFrame) -> list[tuple[int, float]]:
         """Says what the smallest difference is that the test set can see, per budget: the median over contrasts."""
         known = dice[dice["budget"].isin(claims.spaced_budgets(dice["budget"].tolist()))].dropna(subset="smallest")
-        return [(int(budget), float(value)) for budget, value in known.groupby("budget")["smallest"].median().items()]  # type: ignore[call-overload]
+        return [(int(budget), float(value)) for budget, value in known.groupby("budget")["smallest"].median().items()]
 
     def _tex(self, dice: pd.DataFrame) -> list[str]:
         of = f"{self.title}, {self.study['dataset']}, test cases; {self.drawn.mark}"
