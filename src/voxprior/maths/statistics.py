@@ -65,21 +65,40 @@ class Replicates(NamedTuple):
         return Interval(self.mean, float(low), float(high), self.cases)
 
 
+class Part(NamedTuple):
+    """One source's share in the variance of a mean.
+
+    square: the mean square that it was read off, noise of single cases included; freedom: degrees of freedom of that.
+    """
+
+    variance: float
+    square: float
+    freedom: float
+
+
 class Shifts(NamedTuple):
     """By how much networks shift the scores of all patients, per level of chance: pretraining seed, fine-tuning seed.
 
-    pretrain_P and seed_PS have mean 0, and zeros where there is one seed or none shows.
+    pretrain_P and seed_PS have mean 0, and zeros where there is one seed or none shows. pretrain_square, seed_square:
+    the variances before the noise of single cases was taken out.
     """
 
     pretrain_P: Values
     seed_PS: Values
+    pretrain_square: float
+    seed_square: float
 
-    def parts(self) -> list[tuple[float, int]]:
-        """Lists (variance of the mean, degrees of freedom) of both levels; levels without chance are left out."""
+    def parts(self) -> list[Part]:
+        """Lists what both levels add to the variance of the mean; a level whose shifts do not show is left out."""
         pretrainings, networks = self.seed_PS.shape[0], self.seed_PS.size
-        both = [(float((self.pretrain_P**2).mean()) / pretrainings, pretrainings - 1)]
-        both.append((float((self.seed_PS**2).mean()) / networks, networks - pretrainings))
-        return [(variance, freedom) for variance, freedom in both if freedom > 0]
+        both = [
+            Part(float((shift**2).mean()) / count, square / count, freedom)
+            for shift, square, count, freedom in (
+                (self.pretrain_P, self.pretrain_square, pretrainings, pretrainings - 1),
+                (self.seed_PS, self.seed_square, networks, networks - pretrainings),
+            )
+        ]
+        return [part for part in both if part.variance > 0]
 
     def levels(self) -> list[Values]:
         """Lists the shifts of each level that is drawn from: a single pretraining is none."""
@@ -145,7 +164,8 @@ def replicate(value_N: Values, patient_N: list[str], arms: list[Values], resampl
     replicate_R = (drawn_RU @ np.bincount(owner_N, weights=value_N[kept_N])) / (drawn_RU @ size_U)
     # A sample's spread around its own mean is too small by this factor; mended here, for patients and seeds alike.
     replicate_R = mean + (replicate_R - mean) * np.sqrt(patients / (patients - 1))
-    parts = [(float(replicate_R.var()), patients - 1)]
+    spread = float(replicate_R.var())
+    parts = [Part(spread, spread, patients - 1)]
     shifts = [network_shifts(networks(values)[kept_N], owner_N) for values in arms]
     levels = [level for some in shifts for level in some.levels()]
     drawn = _shares_drawn((seed,), resamples, tuple(map(len, levels)), after=patients)
@@ -230,14 +250,15 @@ def network_shifts(values_NPS: Values, owner_N: NDArray[np.intp]) -> Shifts:
     """
     pretrainings, seeds = values_NPS.shape[1:]
     if pretrainings == 1:
-        return Shifts(np.zeros(1), seed_shifts(values_NPS[:, 0], owner_N)[None])
+        shift_S, spread, noise = _raw_shifts(values_NPS[:, 0], owner_N)
+        return Shifts(np.zeros(1), _shrunk(shift_S, spread, noise, seeds)[None], 0.0, spread)
     raw = [_raw_shifts(values_NPS[:, p], owner_N) for p in range(pretrainings)]
     spread, noise = (float(np.mean([found[i] for found in raw])) for i in (1, 2))
     component = max(0.0, spread - noise)
     seed_PS = _shrunk(np.stack([found[0] for found in raw]), spread, noise, seeds)
     mean_NP = np.stack([case_means(values_NPS[:, p]) for p in range(pretrainings)], axis=1)
     shift_P, spread_P, noise_P = _raw_shifts(mean_NP, owner_N)
-    return Shifts(_shrunk(shift_P, spread_P, noise_P + component / seeds, pretrainings), seed_PS)
+    return Shifts(_shrunk(shift_P, spread_P, noise_P + component / seeds, pretrainings), seed_PS, spread_P, spread)
 
 
 def seed_shifts(values_NS: Values, owner_N: NDArray[np.intp]) -> Values:
@@ -273,12 +294,15 @@ def _shrunk(shift: Values, spread: float, noise: float, seeds: int) -> Values:
     return shift * np.sqrt(seeds / (seeds - 1) * (1 - noise / spread))
 
 
-def satterthwaite(parts: list[tuple[float, int]]) -> float:
-    """Combines (variance, degrees of freedom) of independent parts. Source: Satterthwaite, Biometrics 2 (1946)."""
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return float(parts[0][1])
-    return total**2 / sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+def satterthwaite(parts: list[Part]) -> float:
+    """Computes the degrees of freedom of a sum of variances, each read off a mean square of its own.
+
+    A part whose noise has been taken out is known no better than the mean square it was read off.
+    Source: Satterthwaite, Biometrics 2 (1946).
+    """
+    total = sum(part.variance for part in parts)
+    doubt = sum(part.square**2 / part.freedom for part in parts)
+    return total**2 / doubt if total > 0 and doubt > 0 else parts[0].freedom
 
 
 def expanded_tail(freedom: float, confidence: float) -> float:
