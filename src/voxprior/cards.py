@@ -108,6 +108,9 @@ class FinetuneCard(Strict):
     channels: Positive = Field(default=1, description="of the images")
     recipe: FinetuneRecipe
     classes: list[ClassName]
+    regions: list[list[Positive]] = Field(
+        [], exclude_if=lambda values: not values, description="values of each class, where some belong to several"
+    )
     steps: Positive
     batch_size: Positive
     crop_vox: ZyxVox
@@ -123,6 +126,11 @@ class FinetuneCard(Strict):
     fold: int
     seed: int
 
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output: one for background beside the classes, unless these overlap."""
+        return len(self.classes) + (not self.regions)
+
 
 class PredictCard(Strict):
     """What predictions depend on, besides the model."""
@@ -137,6 +145,7 @@ class ScoreCard(Strict):
     classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
     ignore: dict[Name, list[Positive]] = Field({}, exclude_if=lambda values: not values)
+    regions: list[list[Positive]] = Field([], exclude_if=lambda values: not values)  # as FinetuneCard's
     score: Score
 
 

@@ -112,6 +112,9 @@ class Dataset(Strict):
     ignore: list[Positive] = Field(
         [], description="values in the label files that mean 'not known': trained on by nobody, scored by nobody"
     )
+    regions: list[ClassName] = Field(
+        [], description="classes that overlap, in the order in which they are painted, a later one over an earlier one"
+    )
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
     simulate: Simulate | None = None

@@ -60,7 +60,7 @@ def test_labels_lie_where_they_belong_in_the_scans_own_grid(tiny_study, model, t
                 return case.read_label((0, 0, 0), case.shape_zyx)
         raise AssertionError("not a test case")
 
-    monkeypatch.setattr(infer, "segment_volume", right)
+    monkeypatch.setattr(infer, "segment_with", right)
     told = run(tiny_study, model, tmp_path / "predictions.json")
     for number, case in enumerate(told["cases"]):
         expected = phantoms.make(number, (20, 24, 22), 2)[1]
@@ -72,8 +72,8 @@ def test_finished_cases_are_kept_and_damaged_or_stale_ones_done_again(tiny_study
     from voxprior.segment import infer
 
     output, calls = tmp_path / "predictions.json", []
-    segment = infer.segment_volume
-    monkeypatch.setattr(infer, "segment_volume", lambda *a: calls.append(1) or segment(*a))
+    segment = infer.segment_with
+    monkeypatch.setattr(infer, "segment_with", lambda *a: calls.append(1) or segment(*a))
     first = run(tiny_study, model, output)
     assert len(calls) == 2
     output.unlink()  # as Snakemake does with the outputs of a failed job

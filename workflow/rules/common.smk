@@ -129,7 +129,7 @@ def finetune_card(cell):
     learned = init != "scratch" and init not in FILES
     what = {"init": init, "classes": STUDY["classes"], "prepare": STUDY["prepare"], **network(backbone)}
     what["init_card"] = card_hash(pretrain_card(backbone, init, cell["fold"])) if learned else None
-    what |= {"init_file": FILES[init]} if init in FILES else {}
+    what |= REGIONS | ({"init_file": FILES[init]} if init in FILES else {})
     what["recipe"] = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
     what |= {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
     return what | {key: int(cell[key]) for key in ("budget", "fold", "seed")}
@@ -143,7 +143,7 @@ def all_cards():
         cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
     cards |= {f"finetune/{CELL}".format(**cell): finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | ({"ignore": IGNORED} if IGNORED else {})
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | REGIONS | ({"ignore": IGNORED} if IGNORED else {})
     cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}

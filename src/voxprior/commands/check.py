@@ -18,6 +18,7 @@ def run(config: Path, output: Path) -> None:
 
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
+    check_regions(resolved)
     check_channels(resolved)
     check_pool(resolved)
     check_names(resolved)
@@ -41,6 +42,52 @@ def check_classes(resolved: Any) -> None:
     for name in study.external:
         if not set(resolved.datasets[name].classes) & set(study.classes):
             raise Refusal(f"config: external dataset {name} labels none of the study's classes: remove it")
+
+
+def check_regions(resolved: Any) -> None:
+    """Refuses classes that overlap and do not say so, and those that no label map can hold in their order."""
+    from itertools import combinations
+
+    from voxprior.maths.regions import demand_paintable
+
+    study = resolved.study
+    own = resolved.datasets[study.dataset].classes
+    for name in (study.dataset, *study.external):
+        dataset, file = resolved.datasets[name], f"config/datasets/{name}.yaml"
+        check_values(dataset, file)
+        chosen = [known for known in study.classes if known in dataset.classes]
+        for a, b in combinations(chosen, 2):
+            shared = sorted(set(dataset.classes[a]) & set(dataset.classes[b]))
+            if shared and not {a, b} <= set(dataset.regions):
+                raise Refusal(
+                    f"{file}: classes {a} and {b} share the value {shared[0]}: name both in 'regions', larger ones "
+                    "first, or give each value to one class"
+                )
+            if bool(shared) != bool(set(own[a]) & set(own[b])):
+                raise Refusal(
+                    f"{file}: classes {a} and {b} overlap in {name if shared else study.dataset} and not in "
+                    f"{study.dataset if shared else name}: make them mean the same in both, or leave {name} out"
+                )
+    regions = resolved.datasets[study.dataset].regions
+    order = [name for name in regions if name in study.classes]
+    if order != [name for name in study.classes if name in regions]:
+        raise Refusal(
+            f"config: classes must name {', '.join(order)} in this order, in which dataset {study.dataset} paints them"
+        )
+    demand_paintable(study.classes, [own[name] for name in study.classes], "config: classes")
+
+
+def check_values(dataset: Any, file: str) -> None:
+    """Refuses regions that are no classes, and values that are both ignored and of a class."""
+    if unknown := [name for name in dataset.regions if name not in dataset.classes]:
+        raise Refusal(
+            f"{file}: regions names {unknown[0]}, which is no class: choose from {', '.join(dataset.classes)}"
+        )
+    if len(set(dataset.regions)) < len(dataset.regions):
+        raise Refusal(f"{file}: a class stands twice in regions: name each once")
+    for name, values in dataset.classes.items():
+        if both := sorted(set(values) & set(dataset.ignore)):
+            raise Refusal(f"{file}: value {both[0]} is ignored and belongs to class {name}: take it out of one of both")
 
 
 def check_channels(resolved: Any) -> None:

@@ -69,7 +69,9 @@ def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any,
 
     from voxprior.data import cache, volume
     from voxprior.engine.device import autocast
-    from voxprior.segment.infer import segment_volume
+    from voxprior.maths.regions import memberships, union
+    from voxprior.segment import infer
+    from voxprior.segment.readout import readout_of
 
     network, learned, overlap, where = how
     began = time.monotonic()
@@ -77,11 +79,13 @@ def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any,
     if case.channels != learned.channels:
         raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {learned.channels}: leave it out")
     voxels_CZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
-    labels_ZYX = segment_volume(
-        network, voxels_CZYX, case.quantum, learned.crop_vox, overlap, where, autocast(where, learned.precision)
-    )
+    tiling, precision = infer.Tiling(learned.crop_vox, overlap), autocast(where, learned.precision)
+    read = readout_of(learned.regions)
+    labels_ZYX = infer.segment_with(network, voxels_CZYX, case.quantum, tiling, where, None, precision, read)
     image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
     volume.write_image(image, file)
-    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)[1:]
+    count_N = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)
     voxel_ml = math.prod(entry["raw"]["spacing_xyz_mm"]) / 1000.0
+    overlapping = memberships(learned.regions)
+    counts = [count_N[union(overlapping, number)].sum() for number in range(1, len(learned.classes) + 1)]
     return {"seconds": time.monotonic() - began, "volume_ml": [float(count * voxel_ml) for count in counts]}

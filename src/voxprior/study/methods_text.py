@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from voxprior.maths.regions import chosen
 from voxprior.study.measures import measure_of
 from voxprior.study.wording import listed
 
@@ -114,11 +115,17 @@ def _finetuning(config: Mapping[str, Any]) -> str:
     return (
         f"Segmentation networks were trained with {budgets} labelled cases (the smaller sets are part of the larger), "
         f"each for {tune['steps']:,} steps of {tune.get('batch_size', 2)} crops of "
-        f"{' x '.join(map(str, tune['crop_vox']))} voxels with Dice and cross-entropy, and "
+        f"{' x '.join(map(str, tune['crop_vox']))} voxels with Dice and {_entropy(config)}, and "
         f"{_count(len(tune.get('seeds', [0])), 'seed')}. Random weights had a recipe of their own. Predictions "
         f"overlapped by "
         f"{study.get('predict', {}).get('overlap', 0.5):.0%} of a window and were brought back to each scan's own grid."
     )
+
+
+def _entropy(config: Mapping[str, Any]) -> str:
+    study = config["study"]
+    overlapping = chosen(study["classes"], config["datasets"][study["dataset"]].get("classes", {}))
+    return "binary cross-entropy of each overlapping class" if overlapping else "cross-entropy"
 
 
 def _metrics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:

@@ -280,7 +280,7 @@ def curve_name(stage: str, name: str) -> str:
     """Names a curve. Of a fine-tuning, `dice` is a loss, 1 - soft Dice, and must not be taken for a score."""
     if name in ("voxels_per_second", "mfu"):
         return f"speed/{name}"
-    return f"train/{name}_loss" if stage == "finetune" and name in ("dice", "ce") else f"train/{name}"
+    return f"train/{name}_loss" if stage == "finetune" and name in ("dice", "ce", "bce") else f"train/{name}"
 
 
 def _ends(summary: dict[str, Any], last: int, seconds: float) -> list[Point]:
