@@ -121,8 +121,12 @@ def sign_flip(difference_N: Values, patient_N: list[str], arms: list[Values], se
         return beyond / len(null_M) if patients <= FEW else (beyond + 1) / (len(null_M) + 1)
     p = (beyond + 1) / (len(null_M) + 1)
     # Flips need no degrees of freedom; the seeds' variances have few, and their part of the tail is a Student's.
-    patients_alone = Part(float((total_U**2).sum()), 0.0, np.inf)
-    return float(2 * special.stdtr(satterthwaite([patients_alone, *parts]), special.ndtri(p / 2)))
+    patients_alone = Part(float((total_U**2).sum()), np.inf)
+    away = special.ndtri(p / 2)
+    if beyond <= 2:  # none but the data and their mirror image: the flips end here, and standard errors go on
+        spread = total_U.var(ddof=1) * patients + sum(part.variance for part in parts)
+        away = min(away, -abs(total_U.sum()) / np.sqrt(spread))
+    return float(2 * special.stdtr(satterthwaite([patients_alone, *parts]), away))
 
 
 @lru_cache(maxsize=4)
@@ -172,7 +176,8 @@ def false_claim(made: Replicates) -> float:
     if made.mean == 0:
         return 0.5
     share = (float(beyond) + 0.5) / (made.means_R.size + 1)
-    return float(special.stdtr(made.freedom, special.ndtri(share)))
+    away = special.ndtri(share) if beyond else min(special.ndtri(share), -abs(made.mean) / max(made.deviation, 1e-300))
+    return float(special.stdtr(made.freedom, away))
 
 
 def smallest_seen(made: Replicates, confidence: float) -> float:

@@ -57,45 +57,45 @@ class Replicates(NamedTuple):
         return float(self.means_R.std()) if self.means_R.size else float("nan")
 
     def interval(self, confidence: float) -> Interval:
-        """Cuts the expanded percentile interval out of the replicates."""
+        """Cuts the expanded percentile interval out of the replicates.
+
+        Where two or three seeds are nearly all of the chance, the tail is thinner than one replicate: then the interval
+        is Student's own, the mean plus and minus t standard errors.
+        """
         if not self.means_R.size:
             return Interval(self.mean, float("nan"), float("nan"), self.cases)
         tail = expanded_tail(self.freedom, confidence)
         low, high = np.quantile(self.means_R, [tail, 1 - tail])
+        if tail * self.means_R.size < 1:
+            half = special.stdtrit(self.freedom, (1 + confidence) / 2) * self.deviation
+            low, high = self.mean - half, self.mean + half
         return Interval(self.mean, float(low), float(high), self.cases)
 
 
 class Part(NamedTuple):
-    """One source's share in the variance of a mean.
-
-    square: the mean square that it was read off, noise of single cases included; freedom: degrees of freedom of that.
-    """
+    """One source's share in the variance of a mean, and the degrees of freedom with which it is known."""
 
     variance: float
-    square: float
     freedom: float
 
 
 class Shifts(NamedTuple):
     """By how much networks shift the scores of all patients, per level of chance: pretraining seed, fine-tuning seed.
 
-    pretrain_P and seed_PS have mean 0, and zeros where there is one seed or none shows. pretrain_square, seed_square:
-    the variances before the noise of single cases was taken out.
+    pretrain_P and seed_PS have mean 0, and zeros where there is one seed or none shows.
     """
 
     pretrain_P: Values
     seed_PS: Values
-    pretrain_square: float
-    seed_square: float
 
     def parts(self) -> list[Part]:
         """Lists what both levels add to the variance of the mean; a level whose shifts do not show is left out."""
         pretrainings, networks = self.seed_PS.shape[0], self.seed_PS.size
         both = [
-            Part(float((shift**2).mean()) / count, square / count, freedom)
-            for shift, square, count, freedom in (
-                (self.pretrain_P, self.pretrain_square, pretrainings, pretrainings - 1),
-                (self.seed_PS, self.seed_square, networks, networks - pretrainings),
+            Part(float((shift**2).mean()) / count, freedom)
+            for shift, count, freedom in (
+                (self.pretrain_P, pretrainings, pretrainings - 1),
+                (self.seed_PS, networks, networks - pretrainings),
             )
         ]
         return [part for part in both if part.variance > 0]
@@ -164,8 +164,7 @@ def replicate(value_N: Values, patient_N: list[str], arms: list[Values], resampl
     replicate_R = (drawn_RU @ np.bincount(owner_N, weights=value_N[kept_N])) / (drawn_RU @ size_U)
     # A sample's spread around its own mean is too small by this factor; mended here, for patients and seeds alike.
     replicate_R = mean + (replicate_R - mean) * np.sqrt(patients / (patients - 1))
-    spread = float(replicate_R.var())
-    parts = [Part(spread, spread, patients - 1)]
+    parts = [Part(float(replicate_R.var()), patients - 1)]
     shifts = [network_shifts(networks(values)[kept_N], owner_N) for values in arms]
     levels = [level for some in shifts for level in some.levels()]
     drawn = _shares_drawn((seed,), resamples, tuple(map(len, levels)), after=patients)
@@ -250,15 +249,14 @@ def network_shifts(values_NPS: Values, owner_N: NDArray[np.intp]) -> Shifts:
     """
     pretrainings, seeds = values_NPS.shape[1:]
     if pretrainings == 1:
-        shift_S, spread, noise = _raw_shifts(values_NPS[:, 0], owner_N)
-        return Shifts(np.zeros(1), _shrunk(shift_S, spread, noise, seeds)[None], 0.0, spread)
+        return Shifts(np.zeros(1), seed_shifts(values_NPS[:, 0], owner_N)[None])
     raw = [_raw_shifts(values_NPS[:, p], owner_N) for p in range(pretrainings)]
     spread, noise = (float(np.mean([found[i] for found in raw])) for i in (1, 2))
     component = max(0.0, spread - noise)
     seed_PS = _shrunk(np.stack([found[0] for found in raw]), spread, noise, seeds)
     mean_NP = np.stack([case_means(values_NPS[:, p]) for p in range(pretrainings)], axis=1)
     shift_P, spread_P, noise_P = _raw_shifts(mean_NP, owner_N)
-    return Shifts(_shrunk(shift_P, spread_P, noise_P + component / seeds, pretrainings), seed_PS, spread_P, spread)
+    return Shifts(_shrunk(shift_P, spread_P, noise_P + component / seeds, pretrainings), seed_PS)
 
 
 def seed_shifts(values_NS: Values, owner_N: NDArray[np.intp]) -> Values:
@@ -295,14 +293,10 @@ def _shrunk(shift: Values, spread: float, noise: float, seeds: int) -> Values:
 
 
 def satterthwaite(parts: list[Part]) -> float:
-    """Computes the degrees of freedom of a sum of variances, each read off a mean square of its own.
-
-    A part whose noise has been taken out is known no better than the mean square it was read off.
-    Source: Satterthwaite, Biometrics 2 (1946).
-    """
+    """Computes the degrees of freedom of a sum of variances. Source: Satterthwaite, Biometrics 2 (1946)."""
     total = sum(part.variance for part in parts)
-    doubt = sum(part.square**2 / part.freedom for part in parts)
-    return total**2 / doubt if total > 0 and doubt > 0 else parts[0].freedom
+    doubt = sum(part.variance**2 / part.freedom for part in parts)
+    return total**2 / doubt if doubt > 0 else parts[0].freedom
 
 
 def expanded_tail(freedom: float, confidence: float) -> float:
