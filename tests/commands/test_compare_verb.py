@@ -98,7 +98,7 @@ def test_leakage_is_stamped_in_every_table_and_keeps_the_intervals(make_study):
 
 def test_an_incomplete_study_is_refused(make_study):
     results = make_study()
-    cell = results / "finetune/vit_tiny/mae/budget4/fold0/seed1/scores.csv"
+    cell = results / "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1/scores.csv"
     whole = cell.read_text()
     cell.write_text("".join(line for line in whole.splitlines(True) if ",002," not in line))
     with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: case '002' is not scored"):
@@ -114,6 +114,6 @@ def test_an_incomplete_study_is_refused(make_study):
     with pytest.raises(Refusal, match=r"seed1/scores.csv is damaged"):
         run(results)
     cell.unlink()
-    with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/seed1/scores.csv is missing: run 'score'"):
+    with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/pretrain0_seed1/scores.csv is missing: run 'score'"):
         run(results)
     assert not (results / "tables").exists()
