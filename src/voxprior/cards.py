@@ -17,7 +17,7 @@ from voxprior.configuration import (
     Layout,
     Predict,
     Prepare,
-    Pretrain,
+    PretrainBudget,
     Recipe,
     Score,
     Simulate,
@@ -73,6 +73,12 @@ class SplitCard(Strict):
     allow_leakage: bool = False
 
 
+class PretrainRun(PretrainBudget):
+    """One pretraining: the study's budget and batch, with one of its seeds."""
+
+    seed: int = 0
+
+
 class PretrainCard(Strict):
     """What a pretraining depends on."""
 
@@ -83,7 +89,7 @@ class PretrainCard(Strict):
     architecture: dict[str, Any] = Field(description="the fields of Vit or Cnn")
     channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
-    pretrain: Pretrain
+    pretrain: PretrainRun
     pool: list[Name] = Field(default=[], description="datasets that are pretrained on beside the study's own")
     fold: int
 
@@ -159,7 +165,7 @@ class CompareCard(Strict):
     classes: list[ClassName]
     compare: Compare
     simulated: bool
-    cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, seed of every cell")
+    cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, pretrain_seed, seed of every cell")
 
 
 CARDS: dict[str, type[Strict]] = {

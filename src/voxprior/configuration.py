@@ -227,13 +227,18 @@ class Split(Strict):
     seed: int = 0
 
 
-class Pretrain(Strict):
+class PretrainBudget(Strict):
     """Budget and batch of a pretraining, the same for all methods."""
 
     voxels: Positive = Field(description="budget: voxels of all views that enter the student, before masking")
     batch_size: Positive = 2
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+
+
+class Pretrain(PretrainBudget):
+    """Budget, batch and seeds of a study's pretrainings."""
+
+    seeds: list[int] = Field([0], min_length=1, description="each method is pretrained once with each")
 
 
 class Finetune(Strict):

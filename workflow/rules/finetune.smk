@@ -5,9 +5,7 @@ rule finetune:
         splits=f"{R}/splits.json",
         # A file of the study's is known by the hash on the card, not by its time.
         encoder=lambda w: (
-            ancient(STUDY["files"][w.init]["path"])
-            if w.init in FILES
-            else f"{R}/pretrain/{w.backbone}/{w.init}/fold{w.fold}/encoder.safetensors" if w.init != "scratch" else []
+            ancient(STUDY["files"][w.init]["path"]) if w.init in FILES else ENCODERS.get(CELL.format(**w), [])
         ),
     output:
         model=f"{R}/finetune/{CELL}/model.safetensors",

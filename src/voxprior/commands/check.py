@@ -23,8 +23,11 @@ def run(config: Path, output: Path) -> None:
     check_pool(resolved)
     check_names(resolved)
     check_split(resolved)
+    check_seeds(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
-    write_json(output, {"format": 1, "checked": checked})
+    trainings = count_trainings(resolved)
+    write_json(output, {"format": 1, "checked": checked, "trainings": trainings})
+    print(f"{output}: {trainings['pretrain']} pretrainings and {trainings['finetune']} fine-tunings make this study")
 
 
 def check_classes(resolved: Any) -> None:
@@ -161,6 +164,26 @@ def check_split(resolved: Any) -> None:
                 f"config: split.budgets asks for {budgets[-1]} labelled cases, but {simulate.patients} simulated "
                 f"patients less {study.split.test} test and {study.split.val} val leave {left}: lower it"
             )
+
+
+def check_seeds(resolved: Any) -> None:
+    """Refuses a seed that stands twice: the same network would count as two."""
+    for stage in ("pretrain", "finetune"):
+        seeds = getattr(resolved.study, stage).seeds
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise Refusal(f"config: {stage}.seeds has {twice[0]} twice, and the same network counts once: change one")
+
+
+def count_trainings(resolved: Any) -> dict[str, int]:
+    """Counts the trainings of a study, by stage."""
+    from voxprior.study.cells import arms_of, cells_of, pretrainings_of
+
+    study = resolved.study.model_dump(mode="json")
+    arms = arms_of(study)
+    return {
+        "pretrain": sum(len(pretrainings_of(study, *arm)) for arm in arms),
+        "finetune": sum(len(cells_of(study, *arm)) for arm in arms),
+    }
 
 
 def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from voxprior.maths.regions import chosen
 from voxprior.study.measures import measure_of
-from voxprior.study.wording import listed
+from voxprior.study.wording import listed, networks
 
 METHODS = {
     "mae": "masked autoencoding (MAE3D; He et al., CVPR 2022; in 3-D Zhou et al., ISBI 2023)",
@@ -103,8 +103,9 @@ def _pretraining(config: Mapping[str, Any]) -> str:
         said.append(
             "Pretraining saw the training patients' scans and unlabelled ones, never a test patient; every method "
             "had the "
-            f"same budget of {voxels:.3g} voxels seen by the student, batches of {batch}, and one optimiser recipe per "
-            "backbone. The encoder alone was handed on."
+            f"same budget of {voxels:.3g} voxels seen by the student, batches of {batch}, "
+            f"{_count(len(study['pretrain'].get('seeds', [0])), 'seed')}, and one optimiser recipe per backbone. The "
+            "encoder alone was handed on."
         )
     return " ".join(said)
 
@@ -112,11 +113,12 @@ def _pretraining(config: Mapping[str, Any]) -> str:
 def _finetuning(config: Mapping[str, Any]) -> str:
     study, tune = config["study"], config["study"]["finetune"]
     budgets = listed([str(budget) for budget in study["split"]["budgets"]])
+    again = " for every pretrained encoder" if len(study["pretrain"].get("seeds", [0])) > 1 else ""
     return (
         f"Segmentation networks were trained with {budgets} labelled cases (the smaller sets are part of the larger), "
         f"each for {tune['steps']:,} steps of {tune.get('batch_size', 2)} crops of "
         f"{' x '.join(map(str, tune['crop_vox']))} voxels with Dice and {_entropy(config)}, and "
-        f"{_count(len(tune.get('seeds', [0])), 'seed')}. Random weights had a recipe of their own. Predictions "
+        f"{_count(len(tune.get('seeds', [0])), 'seed')}{again}. Random weights had a recipe of their own. Predictions "
         f"overlapped by "
         f"{study.get('predict', {}).get('overlap', 0.5):.0%} of a window and were brought back to each scan's own grid."
     )
@@ -138,7 +140,8 @@ def _metrics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> st
     return (
         f"Scores were computed per class in the scan's own grid: {listed(named)}. A class that neither label nor "
         "prediction has was left out and counted; one that only one of them has scored 0, or the diagonal of the image "
-        "where the score is a distance. A case's score is the mean over its classes, then over seeds."
+        "where the score is a distance. A case's score is the mean over its classes, then over seeds "
+        f"({networks(study)})."
     )
 
 
@@ -148,8 +151,8 @@ def _statistics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) ->
     said = [
         f"Intervals ({confidence:.0%}) come from {resamples:,} bootstrap replicates that draw patients, paired "
         f"across inits, "
-        "and the shifts that training seeds give to all patients, with expanded percentiles (Hesterberg, The American "
-        "Statistician 69, 2015)."
+        "and the shifts that pretraining and fine-tuning seeds give to all patients, with expanded percentiles "
+        "(Hesterberg, The American Statistician 69, 2015)."
     ]
     own = contrasts[contrasts["cohort"] == "test"]
     if len(own):

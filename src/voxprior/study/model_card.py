@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from voxprior.maths.regions import chosen, union
-from voxprior.study import facts, gather, wording
+from voxprior.study import cells, facts, gather, wording
 from voxprior.study.backbone import by_metric
 from voxprior.study.compare import stamp_of
 
@@ -50,7 +50,7 @@ def build(config: dict[str, Any], results: Path) -> str:
         ],
         "titles": titles,
         "unions": _unions(config),
-        "example": gather.cell_folder(results, facts.cells_of(study, *facts.arms_of(study)[-1])[-1]),
+        "example": gather.cell_folder(results, cells.cells_of(study, *cells.arms_of(study)[-1])[-1]),
         "results": results,
         "words": wording,
     }
