@@ -30,8 +30,8 @@ class Recognised:
     """A layout as `configuration.Layout` has it, and what else the names and a `dataset.json` tell.
 
     `classes` (name -> values) and `channels` are empty where they are not told; `ignore` lists values that mean "not
-    known"; `modality` is what a `dataset.json` calls the first channel. Classes that overlap stand in the order of their
-    painting.
+    known"; `modality` is what a `dataset.json` calls the first channel. Classes that overlap stand in the order in
+    which they are painted.
     """
 
     kind: str
