@@ -48,6 +48,21 @@ def write_ct(folder, orientation="LPS", shape_zyx=(7, 12, 10), leave_out=()):
     return files, voxels
 
 
+def test_classes_that_overlap_are_segments_that_overlap(tmp_path):
+    files, voxels = write_ct(tmp_path / "ct", "LPS")
+    series.write(sorted((tmp_path / "ct").iterdir()), tmp_path / "ct.series.json", "ct")
+    image = volume.read_scan(tmp_path / "ct.series.json")
+    painted = np.zeros(voxels.shape, np.uint8)
+    painted[1:4, 2:9, 2:9], painted[2, 4:7, 4:7] = 1, 2
+    named = dicomseg.Classes(["whole", "core"], [[1], [1, 2]])
+    ordered = series.files_of(tmp_path / "ct.series.json")
+    dicomseg.write(volume.from_array(painted, volume.Grid.of(image)), named, ordered, "1", tmp_path / "seg.dcm")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    found = seg.get_volume(combine_segments=False).array
+    assert [int(found[..., n].sum()) for n in (0, 1)] == [int((painted > 0).sum()), int((painted == 2).sum())]
+    assert len(files) == voxels.shape[0]
+
+
 @pytest.mark.parametrize("orientation", ["LPS", "PIR", "tilted"])
 def test_it_is_read_back_with_the_same_voxels_at_the_same_places(orientation, tmp_path):
     files, voxels = write_ct(tmp_path / "ct", orientation)

@@ -38,8 +38,9 @@ def run(
     content = read_card("intake", card)
     listed = read_manifest(manifest)
     root, files = files_of(listed, manifest)
-    entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
-    merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
+    in_files = content.classes | ({layouts.IGNORE: content.ignore} if content.ignore else {})
+    entries = layouts.list_cases(content.layout, root, files, list(in_files), content.channels)
+    merger = labels.ClassFiles.of(in_files, cases.parent / "labels") if any(e.parts for e in entries) else None
     identity = intake.Identity(
         content.dataset, content.patient, content.person, content.simulated, len(content.channels)
     )
