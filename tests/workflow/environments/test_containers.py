@@ -77,7 +77,8 @@ def test_the_steps_run_and_install_by_the_lock(name, tmp_path):
     """With a uv that only tells how it was called, and leaves the program that the recipe then looks for."""
     stub = tmp_path / "stub"
     stub.mkdir()
-    made = f'printf "#!/bin/sh\\n" > "{tmp_path}/root/app/env/bin/voxprior"; chmod +x "{tmp_path}/root/app/env/bin/voxprior"'
+    program = tmp_path / "root/app/env/bin/voxprior"
+    made = f'printf "#!/bin/sh\\n" > "{program}"; chmod +x "{program}"'
     (stub / "uv").write_text(f'#!/bin/sh\necho "uv $*"\n{made}\n')
     (stub / "uv").chmod(0o755)
     (tmp_path / "root").mkdir()
@@ -142,7 +143,7 @@ def test_the_recipes_keep_the_rules_of_the_trade():
 
 @pytest.fixture
 def apptainer(tmp_path, monkeypatch) -> Path:
-    """A stand-in that runs `apptainer exec` in an empty environment with an 'image' first on PATH; returns the image."""
+    """A stand-in that runs `apptainer exec` in an empty environment, an 'image' first on PATH; returns the image."""
     image = tmp_path / "image.sif"
     image.write_text("")
     (tmp_path / "inside").mkdir()

@@ -1,5 +1,7 @@
-"""The ways to install agree with one another and with the lock. No conda channel is asked: that the packages exist there
-is not shown."""
+"""The ways to install agree with one another and with the lock.
+
+No conda channel is asked: that the packages exist there is not shown.
+"""
 
 import asyncio
 import json
