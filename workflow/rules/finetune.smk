@@ -25,7 +25,7 @@ rule finetune:
         runtime=24 * 60,
         gpu=GPU,
     params:
-        folder=subpath(output.summary, parent=True),
+        folder=f"{R}/finetune/{CELL}",
         encoder=lambda w, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
         "Fine-tune {wildcards.backbone} from {wildcards.init} with {wildcards.budget} labelled cases"

@@ -48,7 +48,8 @@ def run(
     aside: list[dict[str, Any]] = []
     shutil.rmtree(cases.parent / "quarantine", ignore_errors=True)
     known = _memory(content, listed, cases.parent / "examined.jsonl")
-    notes = intake.Notes(cases.parent, content.classes, content.ignore, fingerprints.SAMPLES, known)
+    thin = intake.thinning(len(entries))
+    notes = intake.Notes(cases.parent, content.classes, content.ignore, fingerprints.SAMPLES, thin, known)
     if workers > 1:
         workers = processes.fitting(workers, survey.need_bytes(entries, root), memory.free_bytes())
     looked = intake.examine(entries, root, identity, merger, notes, workers)
