@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxprior.engine.flops import uncounted
@@ -20,10 +20,17 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     return nullcontext(), uncounted()
 
 
+watchers: list[Callable[[Tensor], object]] = []  # are shown what blocks keep: torch's own hooks do not see it
+
+
 def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
     def called(*arguments: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*arguments)
+        for watcher in watchers:
+            for tensor in arguments:
+                if isinstance(tensor, Tensor):
+                    watcher(tensor)
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if not torch.compiler.is_compiling():
             options["context_fn"] = _contexts
