@@ -259,7 +259,7 @@ class Model(nn.Module):
         config, frozen = self.config, progress < self.config.frozen_share
         global_WNP = patchify(views.volume_global_BVCZYX.flatten(0, 1), self.patch_vox)
         local_WNP = patchify(views.volume_local_BVCZYX.flatten(0, 1), self.patch_vox)
-        anchor_WK = taught(self.teacher, global_WNP, self.whole.grid_zyx)
+        anchor_WK = taught(self.teacher.anchors, global_WNP, self.whole.grid_zyx)
         terms, embedded = {}, []
         for kind, patch_WNP, masked_BVN, valid_BVN, weight in (
             (self.whole, global_WNP, views.masked_global_BVN, views.valid_global_BVN, config.global_weight),

@@ -28,6 +28,8 @@ EPS = 1e-6  # of LayerNorm, as in MAE; torch's default of 1e-5 gives visibly oth
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, L, D) -> (B, L, D)."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = EPS) -> None:
         super().__init__()
         if width % heads:
