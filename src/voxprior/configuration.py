@@ -127,19 +127,26 @@ class Dataset(Strict):
 
 # ------------------------------------------------------------------------------------------------- backbones
 class Vit(Strict):
-    """Sizes of a vision transformer encoder and its UNETR decoder."""
+    """Sizes of a vision transformer encoder and its UNETR decoder, or with `kind: primus` of Primus."""
 
+    # No defaults in the schema for `kind`, `learnt_zyx`, `norm_eps`: they would change the cards of every transformer.
+    kind: Literal["vit", "primus"] | None = Field(None, json_schema_extra=_without_default)
     patch_vox: Positive = 16
     width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
     depth: Positive = 12
     heads: Positive = 12
     mlp_ratio: float = 4.0
     decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
-    # No defaults in the schema: what they filled in would change the cards of every transformer.
     learnt_zyx: ZyxVox | None = Field(
         None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
     )
     norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
+
+    @model_validator(mode="after")
+    def _primus_has_its_parts(self) -> Self:
+        if self.kind == "primus" and (self.learnt_zyx is None or self.width % (6 * self.heads)):
+            raise ValueError("a primus needs learnt_zyx and a width of heads times a multiple of 6, give it both")
+        return self
 
 
 class Cnn(Strict):
