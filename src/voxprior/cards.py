@@ -142,6 +142,7 @@ class PredictCard(Strict):
     """What predictions depend on, besides the model."""
 
     predict: Predict
+    confidence: bool = Field(False, exclude_if=lambda wanted: not wanted, description="probabilities are kept to score")
     fold: int
 
 

@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, Zyx, ZyxVox
 
-Metric = Literal["dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1"]
+Metric = Literal[
+    "dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1", "calibration_error"
+]
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -276,7 +278,7 @@ class Score(Strict):
     metrics: list[Metric] = Field(
         default=["dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "volume_error"],
         min_length=1,
-        description="the default ones cost nothing beyond the first three; nsd_area and lesion_f1 do",
+        description="the default ones cost nothing beyond the first three; the others do",
     )
     lesion_iou: float = Field(
         default=0.1, gt=0, le=1, description="lesion_f1 matches lesions from this intersection over union on"

@@ -58,3 +58,12 @@ def test_what_cannot_be_is_refused(changes, says):
     with pytest.raises(Refusal, match=says) as refused:
         check.check_regions(resolved(**changes))
     assert str(refused.value).count(": ") >= 1
+
+
+def test_calibration_of_overlapping_classes_is_refused():
+    dataset = SimpleNamespace(regions=["whole", "core"])
+    study = SimpleNamespace(dataset="own", score=SimpleNamespace(metrics=["dice", "calibration_error"]))
+    with pytest.raises(Refusal, match="one probability a voxel, and whole overlaps other classes: leave it out"):
+        check.check_metrics(SimpleNamespace(study=study, datasets={"own": dataset}))
+    dataset.regions = []
+    check.check_metrics(SimpleNamespace(study=study, datasets={"own": dataset}))

@@ -111,7 +111,9 @@ def test_an_incomplete_study_is_refused(make_study):
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
         run(results)
     cell.write_text("".join(line for line in whole.splitlines(True) if not line.startswith("elsewhere,e0,")))
-    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/budget4/fold0/pretrain0_seed1: external case 'e0' is not scored"):
+    with pytest.raises(
+        Refusal, match=r"cell vit_tiny/mae/budget4/fold0/pretrain0_seed1: external case 'e0' is not scored"
+    ):
         run(results)
     cell.write_text("dataset,case\nhere")
     with pytest.raises(Refusal, match=r"seed1/scores.csv is damaged"):

@@ -121,3 +121,20 @@ def test_prediction_never_imports_monai(tiny_study, model, tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stdout.strip() == "[]", told.stderr
+
+
+def test_the_probability_of_each_voxels_class_is_kept_where_it_is_scored(tiny_study, model, tmp_path):
+    card = tiny_study.card("predict", confidence=True)
+    output = tmp_path / "predictions.json"
+    predict_test.run(card, model, [tiny_study.index], tiny_study.splits, output, 1, "cpu")
+    with_it = json.loads(output.read_text())["cases"]
+    without = run(tiny_study, model, tmp_path / "plain" / "predictions.json")["cases"]
+    for case, plain in zip(with_it, without, strict=True):
+        assert "confidence" not in plain
+        label, sure = (sitk.ReadImage(case[what]) for what in ("file", "confidence"))
+        assert np.array_equal(sitk.GetArrayFromImage(label), sitk.GetArrayFromImage(sitk.ReadImage(plain["file"])))
+        assert sure.GetSize() == label.GetSize()
+        assert sure.GetDirection() == label.GetDirection()
+        shares = sitk.GetArrayFromImage(sure) / 255
+        assert shares.min() > 1 / 3 - 0.01  # the largest of three
+        assert 0.34 < shares.mean() < 1

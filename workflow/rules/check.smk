@@ -6,6 +6,7 @@ DATASETS = [*SCORED, *STUDY["pool"]]
 IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
 VALUES = class_values(STUDY["dataset"])
 REGIONS = {"regions": VALUES} if len(set().union(*VALUES)) < sum(len(set(some)) for some in VALUES) else {}  # overlap
+SURE = {"confidence": True} if "calibration_error" in STUDY["score"]["metrics"] else {}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
 METHODS = RESOLVED["methods"]  # the inits that are pretrained here: neither scratch nor files
 CELL = "{backbone}/{init}/budget{budget}/fold{fold}/{network}"  # pretrain<p>_seed<s>, or seed<s> without a pretraining

@@ -19,6 +19,7 @@ def run(config: Path, output: Path) -> None:
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
     check_regions(resolved)
+    check_metrics(resolved)
     check_channels(resolved)
     check_pool(resolved)
     check_names(resolved)
@@ -78,6 +79,16 @@ def check_regions(resolved: Any) -> None:
             f"config: classes must name {', '.join(order)} in this order, in which dataset {study.dataset} paints them"
         )
     demand_paintable(study.classes, [own[name] for name in study.classes], "config: classes")
+
+
+def check_metrics(resolved: Any) -> None:
+    """Refuses a metric that this study's predictions do not allow."""
+    overlapping = resolved.datasets[resolved.study.dataset].regions
+    if overlapping and "calibration_error" in resolved.study.score.metrics:
+        raise Refusal(
+            f"config: score.metrics: calibration_error needs one probability a voxel, and {overlapping[0]} overlaps "
+            "other classes: leave it out"
+        )
 
 
 def check_values(dataset: Any, file: str) -> None:

@@ -83,13 +83,18 @@ class Probabilities:
         self._held_CZYX[(slice(None), *place)] = np.rint(shares_CZYX * np.float32(ONE))
 
     def write(self, grid: volume.Grid, raw: volume.Grid, files: Sequence[Path]) -> None:
-        """Writes what is held, in order, to files, on the scan's own grid: uint8, 255 times the probability.
-
-        Between prepared voxels it is interpolated linearly; beyond the last one its value is repeated.
-        """
-        lps = volume.lps_grid(raw)
+        """Writes what is held, in order, to files (see `write_shares`)."""
         for held_ZYX, file in zip(self._held_CZYX, files, strict=True):
-            native_ZYX = resample.resample_image(
-                held_ZYX, grid.spacing_zyx_mm, lps.spacing_zyx_mm, quantum=1.0, blur=False, new_shape_zyx=lps.shape_zyx
-            )
-            volume.write_image(volume.from_lps(native_ZYX.astype(np.uint8), raw), file)
+            write_shares(held_ZYX, grid, raw, file)
+
+
+def write_shares(held_ZYX: Array, grid: volume.Grid, raw: volume.Grid, file: Path) -> None:
+    """Writes probabilities on the scan's own grid as they are held: uint8, 255 times the probability.
+
+    Between prepared voxels they are interpolated linearly; beyond the last one its value is repeated.
+    """
+    lps = volume.lps_grid(raw)
+    native_ZYX = resample.resample_image(
+        held_ZYX, grid.spacing_zyx_mm, lps.spacing_zyx_mm, quantum=1.0, blur=False, new_shape_zyx=lps.shape_zyx
+    )
+    volume.write_image(volume.from_lps(native_ZYX.astype(np.uint8), raw), file)

@@ -35,6 +35,7 @@ METRICS = {
     "volume_ml": "the volume difference in ml",
     "volume_error": "the relative volume error (over the mean of both volumes)",
     "lesion_f1": "F1 of connected components matched one to one from an intersection over union of {iou:g} on",
+    "calibration_error": "the expected calibration error of each predicted class (15 bins; Naeini et al., AAAI 2015)",
 }
 
 
