@@ -321,7 +321,22 @@ def joined(values: set[str]) -> str:
     return ", ".join(sorted(values, key=int))
 
 
+def slurm() -> str:
+    """Runs on a Slurm of one node: one line per run of `slurm.json`."""
+    told = json.loads((RESULTS / "slurm.json").read_text(encoding="utf-8"))
+    rows = []
+    for run in told["runs"]:
+        jobs = run["jobs"]
+        tries = [f"{j['state']} after {j['seconds']} s ({j['minutes']} min, {j['mem_mb']} MB)" for j in jobs]
+        few = f"{len(jobs)} jobs, {sum(j['gpu'] for j in jobs)} of them with a GPU" if len(jobs) > 3 else ""
+        rows.append([run["what"], few or ", then ".join(tries), f"{run['seconds']} s"])
+    where = f"Slurm {told['slurm']}, Snakemake {told['snakemake']} with its Slurm plugin {told['plugin']}"
+    when = f"{where}, {told['cores']} shared cores, {told['date']}; the node was up after {told['up_s']} s."
+    return f"{table(['what', 'jobs (time limit, memory)', 'in all'], rows)}\n\n{when}"
+
+
 PAGES = {
+    "cluster.md": {"slurm": slurm},
     "performance.md": {
         "steps": steps,
         "gpu": gpu,
