@@ -327,8 +327,8 @@ def slurm() -> str:
     rows = []
     for run in told["runs"]:
         jobs = run["jobs"]
-        tries = [f"{j['state']} after {j['seconds']} s ({j['minutes']} min, {j['mem_mb']} MB)" for j in jobs]
-        few = f"{len(jobs)} jobs, {sum(j['gpu'] for j in jobs)} of them with a GPU" if len(jobs) > 3 else ""
+        tries = [f"{j['state']} after {j['seconds']} s ({j['limit']}, {j['memory']})" for j in jobs]
+        few = f"{len(jobs)} jobs, {sum(j['gpus'] > 0 for j in jobs)} of them with GPUs" if len(jobs) > 3 else ""
         rows.append([run["what"], few or ", then ".join(tries), f"{run['seconds']} s"])
     where = f"Slurm {told['slurm']}, Snakemake {told['snakemake']} with its Slurm plugin {told['plugin']}"
     when = f"{where}, {told['cores']} shared cores, {told['date']}; the node was up after {told['up_s']} s."

@@ -8,8 +8,8 @@ conf=/etc/slurm # fixed: sbatch drops SLURM_CONF from the environment of jobs, a
 down() {
     local daemon pid
     if [ -e "$1/slurmctld.pid" ]; then
-        scancel --user="$(id -un)" 2>/dev/null || true
-        for _ in $(seq 100); do [ -n "$(squeue --noheader 2>/dev/null)" ] || break; sleep 0.1; done
+        timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
+        for _ in $(seq 100); do [ -n "$(timeout 2 squeue --noheader 2>/dev/null)" ] || break; sleep 0.1; done
     fi
     for daemon in slurmd slurmctld; do
         pid=$(cat "$1/$daemon.pid" 2>/dev/null) || continue
@@ -60,8 +60,6 @@ MinJobAge=3600
 KillWait=5
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/filetxt
-JobCompLoc=$dir/log/jobs.txt
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$mem Gres=gpu:toy:$gpus State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=1-00:00:00 DefMemPerCPU=500 State=UP
 CONF
@@ -70,8 +68,10 @@ CONF
     ln -s "$dir/slurm.conf" "$dir/gres.conf" "$conf/"
     slurmctld -i
     slurmd
+    for _ in $(seq 20); do [ -s "$dir/slurmctld.pid" ] && break || sleep 0.05; done
     for _ in $(seq 200); do
-        if [ "$(sinfo --noheader --format %T 2>/dev/null)" = idle ]; then return; fi
+        if [ "$(timeout 2 sinfo --noheader --format %T 2>/dev/null)" = idle ]; then return; fi
+        kill -0 "$(cat "$dir/slurmctld.pid")" 2>/dev/null || break
         sleep 0.05
     done
     tail "$dir"/log/*.log >&2

@@ -40,8 +40,17 @@ REASON = missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
+def gpus(job: dict[str, str]) -> int:
+    return int(re.search(r"gpu:(\d+)", job.get("TresPerJob", "gpu:0")).group(1))
+
+
+def memory(job: dict[str, str]) -> str:
+    """Reads what Slurm writes as 1500M or 1.5G."""
+    return re.search(r"mem=([^,]+)", job["TRES"]).group(1)
+
+
 class Cluster:
-    """The node, its own list of the jobs that ended, and what is told about them in the docs."""
+    """The node, its list of the jobs that ended, and what is told about them in the docs."""
 
     def __init__(self, folder: Path, up_s: float) -> None:
         self.folder = folder
@@ -55,14 +64,16 @@ class Cluster:
         rows = []
         for job in jobs:
             began, end = (datetime.fromisoformat(job[key]) for key in ("StartTime", "EndTime"))
-            memory = int(re.search(r"mem=(\d+)M", job["Tres"]).group(1))
-            rows.append({"state": job["JobState"], "minutes": int(job["TimeLimit"]), "mem_mb": memory})
-            rows[-1] |= {"gpu": "gres/gpu" in job["Tres"], "seconds": (end - began).seconds}
+            rows.append({"state": job["JobState"], "limit": job["TimeLimit"], "memory": memory(job)})
+            rows[-1] |= {"gpus": gpus(job), "seconds": (end - began).seconds}
         self.told["runs"].append({"what": what, "seconds": round(seconds), "jobs": rows})
 
     def ended(self) -> list[dict[str, str]]:
-        lines = (self.folder / "log" / "jobs.txt").read_text().splitlines()
-        return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+        """Lists what the controller remembers of the jobs that ended, in the order in which they were sent."""
+        told = subprocess.run(["scontrol", "--oneliner", "show", "jobs"], capture_output=True, text=True, check=True)
+        jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in told.stdout.splitlines() if "JobId" in line]
+        gone = [job for job in jobs if job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")]
+        return sorted(gone, key=lambda job: int(job["JobId"]))
 
     def queue(self) -> list[str]:
         told = subprocess.run(["squeue", "--noheader", "--format=%i %T"], capture_output=True, text=True, check=True)
@@ -146,9 +157,9 @@ def test_a_study_runs_to_its_report(finished, snakemake, jobs):
     assert {job["JobState"] for job in ended} == {"COMPLETED"}
     assert len(list(folder.glob("results/finetune/*/*/*/*/*/scores.csv"))) == 4
     assert jobs(snakemake(folder, "-n").text) == {}, "another profile finds nothing to do"
-    assert sum("gres/gpu=2" in job["Tres"] for job in ended) == 1, "what the profile asks for a pretraining"
-    (cells,) = [job for job in ended if "gres/gpu=1" in job["Tres"]]
-    assert "cpu=1,mem=1500M" in cells["Tres"], "four cells are one job, and take turns"
+    assert [gpus(job) for job in ended].count(2) == 1, "what the profile asks for a pretraining"
+    (cells,) = [job for job in ended if gpus(job) == 1]
+    assert (cells["NumCPUs"], memory(cells)) == ("1", "1500M"), "four cells are one job, and take turns"
     assert len(ended) == 12, "four scorings are one job too"
     assert "group_cell" in text
 
@@ -180,12 +191,12 @@ def wait_for_training(folder: Path, seconds: float = 120) -> None:
 
 
 def test_a_time_limit_warns_saves_and_resumes_to_the_same_bits(longer, cluster, tmp_path):
-    folder, began = longer(60), time.monotonic()
+    folder, began = longer(45), time.monotonic()
     before = len(cluster.ended())
     code, text = snake(folder, TARGET, runtime="min(attempt, 3)")
     assert code == 0, text
-    tries = [job for job in cluster.ended()[before:] if "gres/gpu=1" in job["Tres"]]
-    assert [job["TimeLimit"] for job in tries] == ["1", "2", "3", "3"][: len(tries)], "each try may take longer"
+    tries = [job for job in cluster.ended()[before:] if gpus(job)]
+    assert [job["TimeLimit"] for job in tries] == [f"00:0{n}:00" for n in (1, 2, 3, 3)][: len(tries)], "each try may take longer"
     *failed, last = [job["JobState"] for job in tries]
     assert failed, "the first ran into its limit"
     assert set(failed) <= {"FAILED", "TIMEOUT"} and last == "COMPLETED"
@@ -209,9 +220,8 @@ def test_too_little_memory_is_followed_by_more(longer, cluster):
     before = len(cluster.ended())
     code, text = snake(folder, TARGET, mem_mb="min(250 * attempt * attempt, 2500)")
     assert code == 0, text
-    tries = [job for job in cluster.ended()[before:] if "gres/gpu=1" in job["Tres"]]
-    asked = [int(re.search(r"mem=(\d+)M", job["Tres"]).group(1)) for job in tries]
-    assert asked == [250, 1000, 2250][: len(tries)] and len(tries) > 1
+    tries = [job for job in cluster.ended()[before:] if gpus(job)]
+    assert [memory(job) for job in tries] == ["250M", "1000M", "2250M"][: len(tries)] and len(tries) > 1
     assert tries[0]["JobState"] != "COMPLETED" and tries[-1]["JobState"] == "COMPLETED"
     cluster.tell("one with too little memory", time.monotonic() - began, tries)
     assert "exceeded memory limit" in (cluster.folder / "log/slurmd.log").read_text()
