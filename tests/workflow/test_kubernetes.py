@@ -49,7 +49,7 @@ def pods(tmp_path, monkeypatch):
     (tmp_path / "kubectl.py").write_text(KUBECTL)
     monkeypatch.setenv("PODS", str(folder))
     monkeypatch.setenv("KUBECTL", f"{sys.executable} {tmp_path / 'kubectl.py'}")
-    monkeypatch.setenv("VOXPRIOR_IMAGE", "registry.example/voxprior:0.1.0")
+    monkeypatch.setenv("VOXPRIOR_POD_IMAGE", "registry.example/voxprior:0.1.0")
     monkeypatch.setenv("VOXPRIOR_CLAIM", "scans")
     monkeypatch.setenv("VOXPRIOR_MOUNT", str(tmp_path.resolve()))
     return folder

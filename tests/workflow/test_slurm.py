@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import date, datetime
 from hashlib import sha256
 from importlib import metadata
@@ -75,8 +76,11 @@ class Cluster:
         gone = [job for job in jobs if job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")]
         return sorted(gone, key=lambda job: int(job["JobId"]))
 
+    def trained(self) -> list[dict[str, str]]:
+        return [job for job in self.ended() if gpus(job)]
+
     def queue(self) -> list[str]:
-        told = subprocess.run(["squeue", "--noheader", "--format=%i %T"], capture_output=True, text=True, check=True)
+        told = subprocess.run(["squeue", "--noheader", "--format=%i %T %k"], capture_output=True, text=True, check=True)
         return told.stdout.splitlines()
 
 
@@ -122,12 +126,22 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
+def heed_ctrl_c() -> None:
+    """Undoes that a shell which starts us in the background has SIGINT ignored for all below it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def started(folder: Path, *targets: str, **limits: str):
+    """Starts Snakemake; what it says goes to a file."""
+    with open(folder / "said.txt", "w") as said:
+        told = {"stdout": said, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": environment()}
+        yield subprocess.Popen(command(folder, *targets, **limits), preexec_fn=heed_ctrl_c, **told)
+
+
 def snake(folder: Path, *targets: str, timeout_s: float = 900, **limits: str) -> tuple[int, str]:
     """Runs to the end; kills what hangs, and fails with what it said."""
-    with open(folder / "said.txt", "w+") as said:
-        process = subprocess.Popen(
-            command(folder, *targets, **limits), cwd=ROOT, env=environment(), stdout=said, stderr=subprocess.STDOUT
-        )
+    with started(folder, *targets, **limits) as process:
         try:
             code = process.wait(timeout_s)
         finally:
@@ -172,6 +186,7 @@ def longer(finished, tmp_path):
     def make(seconds: float) -> Path:
         folder = tmp_path / "longer"
         shutil.copytree(source, folder, symlinks=True)
+        shutil.rmtree(folder / "work" / "results" / CELL)
         clock = [json.loads(line) for line in (source / f"results/{CELL}/clock.jsonl").read_text().splitlines()]
         per_step = (clock[-1]["seconds"] - clock[0]["seconds"]) / (clock[-1]["step"] - clock[0]["step"])
         path = folder / "config/config.yaml"
@@ -192,11 +207,13 @@ def wait_for_training(folder: Path, seconds: float = 120) -> None:
 
 def test_a_time_limit_warns_saves_and_resumes_to_the_same_bits(longer, cluster, tmp_path):
     folder, began = longer(45), time.monotonic()
-    before = len(cluster.ended())
+    before = len(cluster.trained())
     code, text = snake(folder, TARGET, runtime="min(attempt, 3)")
     assert code == 0, text
-    tries = [job for job in cluster.ended()[before:] if gpus(job)]
-    assert [job["TimeLimit"] for job in tries] == [f"00:0{n}:00" for n in (1, 2, 3, 3)][: len(tries)], "each try may take longer"
+    tries = cluster.trained()[before:]
+    assert [job["TimeLimit"] for job in tries] == [f"00:0{n}:00" for n in (1, 2, 3, 3)][: len(tries)], (
+        "each try may take longer"
+    )
     *failed, last = [job["JobState"] for job in tries]
     assert failed, "the first ran into its limit"
     assert set(failed) <= {"FAILED", "TIMEOUT"} and last == "COMPLETED"
@@ -217,10 +234,10 @@ def test_a_time_limit_warns_saves_and_resumes_to_the_same_bits(longer, cluster, 
 
 def test_too_little_memory_is_followed_by_more(longer, cluster):
     folder, began = longer(8), time.monotonic()
-    before = len(cluster.ended())
+    before = len(cluster.trained())
     code, text = snake(folder, TARGET, mem_mb="min(250 * attempt * attempt, 2500)")
     assert code == 0, text
-    tries = [job for job in cluster.ended()[before:] if gpus(job)]
+    tries = cluster.trained()[before:]
     assert [memory(job) for job in tries] == ["250M", "1000M", "2250M"][: len(tries)] and len(tries) > 1
     assert tries[0]["JobState"] != "COMPLETED" and tries[-1]["JobState"] == "COMPLETED"
     cluster.tell("one with too little memory", time.monotonic() - began, tries)
@@ -229,10 +246,7 @@ def test_too_little_memory_is_followed_by_more(longer, cluster):
 
 def test_ctrl_c_cancels_the_jobs_and_the_same_command_goes_on(longer, cluster):
     folder, began = longer(20), time.monotonic()
-    with open(folder / "said.txt", "w") as said:
-        process = subprocess.Popen(
-            command(folder, TARGET), cwd=ROOT, env=environment(), stdout=said, stderr=subprocess.STDOUT
-        )
+    with started(folder, TARGET) as process:
         try:
             wait_for_training(folder)
             process.send_signal(signal.SIGINT)
@@ -243,27 +257,24 @@ def test_ctrl_c_cancels_the_jobs_and_the_same_command_goes_on(longer, cluster):
     while cluster.queue():
         assert time.monotonic() < until, cluster.queue()
         time.sleep(0.2)
-    assert cluster.ended()[-1]["JobState"] == "CANCELLED"
+    assert cluster.trained()[-1]["JobState"] == "CANCELLED"
     assert list((folder / "work/results" / CELL).glob("state-*.pt")), "saved between SIGTERM and SIGKILL"
     code, text = snake(folder, TARGET)
     assert code == 0, text
-    cluster.tell("Ctrl-C, and the same command again", time.monotonic() - began, cluster.ended()[-2:])
+    cluster.tell("Ctrl-C, and the same command again", time.monotonic() - began, cluster.trained()[-2:])
     assert "goes on at step" in (folder / f"results/logs/{CELL}.log").read_text()
 
 
 def test_a_job_cancelled_by_hand_is_sent_again_and_resumes(longer, cluster):
     folder, began = longer(20), time.monotonic()
-    with open(folder / "said.txt", "w") as said:
-        process = subprocess.Popen(
-            command(folder, TARGET), cwd=ROOT, env=environment(), stdout=said, stderr=subprocess.STDOUT
-        )
+    with started(folder, TARGET) as process:
         try:
             wait_for_training(folder)
-            (job,) = [line.split()[0] for line in cluster.queue()]
+            (job,) = [line.split()[0] for line in cluster.queue() if "finetune" in line]
             subprocess.run(["scancel", job], check=True)
             assert process.wait(200) == 0, (folder / "said.txt").read_text()
         finally:
             process.kill()
-    assert [job["JobState"] for job in cluster.ended()[-2:]] == ["CANCELLED", "COMPLETED"]
-    cluster.tell("a job that scancel ended", time.monotonic() - began, cluster.ended()[-2:])
+    assert [job["JobState"] for job in cluster.trained()[-2:]] == ["CANCELLED", "COMPLETED"]
+    cluster.tell("a job that scancel ended", time.monotonic() - began, cluster.trained()[-2:])
     assert "goes on at step" in (folder / f"results/logs/{CELL}.log").read_text()
