@@ -3,7 +3,7 @@
 # No munge, no accounting database, no cgroups; its GPUs are null devices. What it cannot show stands in docs/cluster.md.
 set -euo pipefail
 
-conf=/etc/slurm # fixed: sbatch drops SLURM_CONF from the environment of jobs, and they look here
+conf=/etc/slurm # fixed: the executor drops SLURM_CONF from the environment of jobs, and they look here
 
 down() {
     local daemon pid
@@ -25,6 +25,12 @@ down() {
 up() {
     local dir=$1 cpus=${2:-8} mem=${3:-8000} gpus=${4:-2} host gpu
     host=$(hostname -s)
+    # Links of a node that was killed and not taken down.
+    local before
+    before=$(dirname "$(readlink "$conf/slurm.conf" || true)")
+    if [ -L "$conf/slurm.conf" ] && ! kill -0 "$(cat "$before/slurmctld.pid" 2>/dev/null)" 2>/dev/null; then
+        rm -f "$conf/slurm.conf" "$conf/gres.conf"
+    fi
     if [ -e "$conf/slurm.conf" ]; then echo "$conf/slurm.conf exists: this machine has a Slurm" >&2; exit 3; fi
     mkdir -p "$dir"/{state,spool,log,dev} "$conf"
     for gpu in $(seq 0 $((gpus - 1))); do [ -e "$dir/dev/gpu$gpu" ] || mknod "$dir/dev/gpu$gpu" c 1 3; done
