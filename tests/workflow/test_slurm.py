@@ -200,10 +200,11 @@ def longer(finished, tmp_path):
     return make
 
 
-def wait_for_training(folder: Path, seconds: float = 120) -> None:
+def wait_for_training(folder: Path, cluster: Cluster, seconds: float = 120) -> None:
+    """Waits until the training has logged, and the check is done: cancelled, it would have all after it run again."""
     journal, until = folder / "work" / "results" / CELL / "journal.jsonl", time.monotonic() + seconds
-    while not (journal.exists() and journal.read_text().count("\n") > 1):
-        assert time.monotonic() < until, "no training began"
+    while not (journal.exists() and journal.read_text().count("\n") > 1) or len(cluster.queue()) > 1:
+        assert time.monotonic() < until, f"no training began: {cluster.queue()}"
         time.sleep(0.2)
 
 
@@ -221,7 +222,7 @@ def test_a_time_limit_warns_saves_and_resumes_to_the_same_bits(longer, cluster, 
     before = len(cluster.trained())
     with started(folder, TARGET, runtime="min(attempt, 3)") as process:
         try:
-            wait_for_training(folder)
+            wait_for_training(folder, cluster)
             other = twin(folder, tmp_path / "twin")
             assert process.wait(600) == 0, (folder / "said.txt").read_text()
         finally:
@@ -257,7 +258,7 @@ def test_ctrl_c_cancels_the_jobs_and_the_same_command_goes_on(longer, cluster):
     folder, began = longer(20), time.monotonic()
     with started(folder, TARGET) as process:
         try:
-            wait_for_training(folder)
+            wait_for_training(folder, cluster)
             process.send_signal(signal.SIGINT)
             assert process.wait(60) != 0
         finally:
@@ -278,7 +279,7 @@ def test_a_job_cancelled_by_hand_is_sent_again_and_resumes(longer, cluster):
     folder, began = longer(20), time.monotonic()
     with started(folder, TARGET) as process:
         try:
-            wait_for_training(folder)
+            wait_for_training(folder, cluster)
             (job,) = [line.split()[0] for line in cluster.queue() if "finetune" in line]
             subprocess.run(["scancel", job], check=True)
             assert process.wait(200) == 0, (folder / "said.txt").read_text()
