@@ -62,7 +62,9 @@ def test_another_pretraining_seed_runs_alone_and_enters_every_table(tmp_path, sn
     results = folder / "results"
     kept = {path: path.read_bytes() for path in results.rglob("*.safetensors")}
     assert len(kept) == 1 + 4
-    variance = pandas.read_csv(results / "tables/variance.csv").set_index(["init", "metric", "source"])["share"]
+    variance = (
+        pandas.read_csv(results / "tables/variance.csv").set_index(["init", "metric", "source"])["share"].sort_index()
+    )
     assert variance["mae", "dice"].isna()["pretrain_seed"]
 
     seeds(folder, [0, 1])
@@ -85,7 +87,9 @@ def test_another_pretraining_seed_runs_alone_and_enters_every_table(tmp_path, sn
     }  # fmt: skip
     curves = pandas.read_csv(results / "tables/curves.csv").groupby("init")["seeds"].unique()
     assert (curves["scratch"].tolist(), curves["mae"].tolist()) == ([2], [4])
-    variance = pandas.read_csv(results / "tables/variance.csv").set_index(["init", "metric", "source"])["share"]
+    variance = (
+        pandas.read_csv(results / "tables/variance.csv").set_index(["init", "metric", "source"])["share"].sort_index()
+    )
     assert variance["mae", "dice"].notna().all()
     assert variance["scratch", "dice"].isna()["pretrain_seed"]
     contrast = pandas.read_csv(results / "tables/contrasts.csv").set_index("metric").loc["dice"]
