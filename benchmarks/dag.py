@@ -141,7 +141,8 @@ def cards(count: int, *more: str) -> dict[str, Any]:
         study = write_study(here / "study.yaml", 15)
         backbones = yaml.safe_load(study.read_text(encoding="utf-8"))["inits"]
         wanted = [
-            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/seed{seed}.json"
+            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/"
+            f"{'' if init == 'scratch' else 'pretrain0_'}seed{seed}.json"
             for seed in range(15)
             for backbone, inits in backbones.items()
             for init in inits
