@@ -5,7 +5,8 @@ and edges: `trivial`, whose rules have an input, an output and a command and not
 also have a log, a benchmark file, threads, resources, an environment and a message, as ours have. `run`: what Snakemake
 takes beyond a job that does next to nothing, from writing so many cards with the profile's scheduler and with `ilp`,
 which Snakemake takes by itself.
-Processor and wall seconds, and the largest memory.
+`watch`: a look of
+`voxprior watch` at the study. Processor and wall seconds, and the largest memory.
 """
 
 import argparse
@@ -153,6 +154,29 @@ def cards(count: int, *more: str) -> dict[str, Any]:
     return told | {"ms_per_job": round(told["cpu_s"] / count * 1000, 1)}
 
 
+def watched(seeds: int, rounds: int = 5) -> dict[str, Any]:
+    """Looks at a study as `voxprior watch` does: processor ms a look, when nothing has begun and when all is scored."""
+    from voxprior.study import live
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        study = yaml.safe_load(write_study(here / "study.yaml", seeds).read_text(encoding="utf-8"))
+        config = {"study": study, "datasets": {name: {} for name in (study["dataset"], *study["external"])}}
+        steps = list(live.steps(config, here / "results", here / "work"))
+        told: dict[str, Any] = {"cells": sum(step.stage == "score" for step in steps)}
+        for name in ("nothing_begun", "all_scored"):
+            times = []
+            for _ in range(rounds):
+                began = time.process_time()
+                live.look(steps)
+                times.append(time.process_time() - began)
+            told[f"{name}_ms"] = round(min(times) * 1000)
+            for step in steps:
+                step.output.parent.mkdir(parents=True, exist_ok=True)
+                step.output.touch()
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 15])
@@ -166,6 +190,7 @@ def main() -> None:
     told["run"] = [
         {"cards": count, "greedy": cards(count), "ilp": cards(count, "--scheduler", "ilp")} for count in options.cards
     ]
+    told["watch"] = watched(max(options.seeds))
     # Imported last: a process that is started is given its parent's largest memory for a beginning.
     import snakemake
     import torch
