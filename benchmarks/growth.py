@@ -143,11 +143,11 @@ def remembered(count: int, here: Path) -> Iterator[None]:
     Path.stat = lambda self, **_: state  # type: ignore[method-assign, assignment]
     with open(here / "examined.jsonl", "w", encoding="utf-8") as file:
         taken = [float(value) for value in chance.integers(-1000, 2000, fingerprint.SAMPLES)]
+        told = {"size_zyx_vox": [240, 512, 512], "spacing_zyx_mm": [1.5, 0.78125, 0.78125]}
+        same = json.dumps(told | {"channels": [{"all": taken}]})
         for row in table:
-            told = {"size_zyx_vox": [240, 512, 512], "spacing_zyx_mm": [1.5, 0.78125, 0.78125], "volume_ml": {}}
-            told |= {"labelled": False, "channels": [{"all": taken}]}
             key = intake._key(Entry(row["case"], row["image"], None), Path(), intake.Notes(memory=memory))
-            file.write(json.dumps({"key": key, "kept": [row, told]}) + "\n")
+            file.write(f'{{"key": "{key}", "kept": [{json.dumps(row)}, {same}]}}\n')
     entries = [Entry(row["case"], row["image"], None) for row in table]
     del table
     yield
@@ -364,6 +364,28 @@ def ranges(crops: int = 40) -> dict[str, Any]:
     return told
 
 
+def looked() -> dict[str, Any]:
+    """Looks at one scan of 128 x 512 x 512 as intake does, from its compressed file: read, checked, hashed."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from voxprior.data import intake
+    from voxprior.data.entries import Entry
+
+    shape = (128, 512, 512)
+    image = np.random.default_rng(0).normal(0, 10, shape).astype(np.int16)
+    image[:, :, :80] = image[:, :, -80:] = -1000  # air, a third
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(path), useCompression=True, compressionLevel=6)
+        del image
+        began = time.process_time()
+        ((kind, _),) = intake.examine([Entry("a", path.name, None)], path.parent, intake.Identity("d"))
+        assert kind == "case"
+        cpu = time.process_time() - began
+        return {"shape_zyx": shape, "cpu_s": round(cpu, 2), "file_bytes": path.stat().st_size}
+
+
 def measured(name: str, counts: list[int]) -> dict[str, Any]:
     """Measures a part at each count."""
     told: dict[str, Any] = {"part": name, "says": (PARTS[name].__doc__ or "").split("\n")[0], "at": []}
@@ -397,7 +419,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
         return
-    told: dict[str, Any] = {"parts": [measured(name, options.counts) for name in options.parts], "ranges": ranges()}
+    told: dict[str, Any] = {
+        "parts": [measured(name, options.counts) for name in options.parts],
+        "ranges": ranges(),
+        "intake": looked(),
+    }
     import torch
     from machine import describe, write
 
