@@ -1,7 +1,8 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
 `performance.md`, `statistics.md` and `scale.md` show JSON files of `benchmarks/`, `results.md` the tables that
-`voxprior compare` wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone.
+`voxprior compare` wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a
+page is left alone.
 `--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 

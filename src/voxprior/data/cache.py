@@ -133,11 +133,18 @@ def _slim(found: dict[str, Any]) -> Any:
         return None
     if "image_sha256" not in found:
         return found
-    places = [shards.Place(*found[key]) if found.get(key) else None for key in ("image_at", "label_at")]
-    shape, spacing = tuple(found["shape_zyx"]), tuple(found["spacing_zyx_mm"])
-    counts = np.array(found["class_voxels"], np.int64).tobytes()
-    files = [found[key] for key in ("image", "image_sha256", "label", "label_sha256")]
-    return found["case"], Entry(*files, shape, spacing, counts, *places)
+    image_at, label_at = (shards.Place(*found[key]) if found.get(key) else None for key in ("image_at", "label_at"))
+    return found["case"], Entry(
+        image=found["image"],
+        image_sha256=found["image_sha256"],
+        label=found["label"],
+        label_sha256=found["label_sha256"],
+        shape_zyx=tuple(found["shape_zyx"]),
+        spacing_zyx_mm=tuple(found["spacing_zyx_mm"]),
+        class_voxels=np.array(found["class_voxels"], np.int64).tobytes(),
+        image_at=image_at,
+        label_at=label_at,
+    )
 
 
 def _parsed(path: str, hook: Callable[[dict[str, Any]], Any] | None) -> dict[str, Any]:
