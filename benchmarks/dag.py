@@ -117,7 +117,7 @@ def write_study(place: Path, seeds: int) -> Path:
     return place
 
 
-def planned(seeds: int, rounds: int) -> dict[str, Any]:
+def planned(seeds: int, rounds: int, compare: bool = True) -> dict[str, Any]:
     """Plans a study and the trivial workflow in turn; the processor times are the least of all rounds."""
     told: dict[str, Any] = {"cells": INITS * BUDGETS * FOLDS * seeds, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
@@ -128,11 +128,16 @@ def planned(seeds: int, rounds: int) -> dict[str, Any]:
         (here / "furnished.smk").write_text(furnished(text), encoding="utf-8")
         (here / "env.yaml").write_text("channels: [conda-forge]\ndependencies: [python]\n", encoding="utf-8")
         ours = ["-n", "-s", str(ROOT / "Snakefile"), "--configfile", str(study)]
-        others = {name: ["-n", "-s", str(here / f"{name}.smk")] for name in ("trivial", "furnished")}
+        others = {name: ["-n", "-s", str(here / f"{name}.smk")] for name in ("trivial", "furnished") if compare}
         for name, command in {"study": ours, **others}.items():
             runs = [measured(command, here) for _ in range(rounds)]
             told[name] = min(runs, key=lambda run: run["cpu_s"])
     return told | {f"ratio_to_{name}": round(told["study"]["cpu_s"] / told[name]["cpu_s"], 2) for name in others}
+
+
+def network(init: str, seed: int) -> str:
+    """Names a cell's folder."""
+    return f"seed{seed}" if init == "scratch" else f"pretrain0_seed{seed}"
 
 
 def cards(count: int, *more: str) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def cards(count: int, *more: str) -> dict[str, Any]:
         study = write_study(here / "study.yaml", 15)
         backbones = yaml.safe_load(study.read_text(encoding="utf-8"))["inits"]
         wanted = [
-            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/seed{seed}.json"
+            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/{network(init, seed)}.json"
             for seed in range(15)
             for backbone, inits in backbones.items()
             for init in inits
@@ -180,13 +185,14 @@ def watched(seeds: int, rounds: int = 5) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 15])
+    parser.add_argument("--alone", type=int, nargs="*", default=[], help="seeds at which nothing is compared")
     parser.add_argument("--cards", type=int, nargs="+", default=[300, 900])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results/benchmarks/dag_cpu.json")
     options = parser.parse_args()
     told: dict[str, Any] = {}
     told["goal"] = {"wall_s": 60, "peak_bytes": 1536 << 20, "ratio": 1.3, "ms_per_job": 50}
-    told["plans"] = [planned(seeds, options.rounds) for seeds in options.seeds]
+    told["plans"] = [planned(seeds, options.rounds, seeds not in options.alone) for seeds in options.seeds]
     told["run"] = [
         {"cards": count, "greedy": cards(count), "ilp": cards(count, "--scheduler", "ilp")} for count in options.cards
     ]
