@@ -126,7 +126,9 @@ class Tape(TorchDispatchMode):
             reads[place] = max(reads.get(place, 0), min(size, _touched(tensor)))
         writes = {tensor.untyped_storage()._cdata: _touched(tensor) for tensor in fresh}
         low = any(tensor.dtype == torch.bfloat16 for tensor in inputs)
-        operation = Operation(name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part)
+        operation = Operation(
+            name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part
+        )
         if self.together is not None:
             operation.kind = f"together {self.together}"
         self.operations.append(operation)

@@ -1,13 +1,15 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
-`performance.md` and `statistics.md` show JSON files of `benchmarks/`, `results.md` the tables that `voxprior compare`
-wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone.
+`performance.md`, `statistics.md` and `scale.md` show JSON files of `benchmarks/`, `results.md` the tables that
+`voxprior compare` wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a
+page is left alone.
 `--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 
 import argparse
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -335,6 +337,115 @@ def slurm() -> str:
     return f"{table(['what', 'jobs (time limit, memory)', 'in all'], rows)}\n\n{when}"
 
 
+def plans() -> str:
+    """What Snakemake takes to plan and to run a study of 4,500 cells, from `dag_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "dag_cpu.json").read_text(encoding="utf-8"))
+    goal = told["goal"]
+    rows = []
+    for plan in told["plans"]:
+        ours = plan["study"]
+        what = f"{plan['cells']:,} fine-tunings: `snakemake -n`, {ours['jobs']:,} jobs"
+        memory = f"{ours['cpu_s']:.0f} s CPU, {ours['peak_bytes'] / 2**20:,.0f} MiB"
+        rows.append([what, memory, f"≤ {goal['wall_s']} s, ≤ {goal['peak_bytes'] / 2**30:.1f} GiB"])
+        for name, what, least in (
+            ("trivial", "against a trivial workflow with as many jobs", f"≤ {goal['ratio']}"),
+            ("furnished", "against one whose rules have logs, resources, ...", ""),
+        ):
+            if f"ratio_to_{name}" in plan:
+                rows.append([what, f"{plan[f'ratio_to_{name}']:.2f}", least])
+    for run in told["run"]:
+        for name in ("greedy", "ilp"):
+            what = f"{run['cards']:,} cards written, scheduler `{name}`: a job"
+            rows.append([what, f"{run[name]['ms_per_job']:.0f} ms CPU", f"≤ {goal['ms_per_job']} ms"])
+    seen = told["watch"]
+    what = f"`voxprior watch`, {seen['cells']:,} cells: a look, before any has begun"
+    rows.append([what, f"{seen['nothing_begun_ms']} ms CPU", ""])
+    where = f"{told['device']}, Snakemake {told['snakemake']}, {told['date']}"
+    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{where}, on a machine that was busy with other work."
+
+
+def growth() -> str:
+    """What a case costs at 1,000, 10,000 and 100,000 of them, from `growth_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for part in told["parts"]:
+        at = part["at"]
+        flat = f"{part['growth']:.1f}, {'flat' if part['flat'] else 'not flat'}"
+        costs = [f"{one['us_a_case']:,.0f}" for one in at]
+        rows.append([part["says"].rstrip("."), *costs, flat, f"{at[-1]['cpu_s']:.1f} s", f"{at[-1]['mib']:,.0f} MiB"])
+    counts = [f"{one['cases']:,} cases: µs a case" for one in told["parts"][0]["at"]]
+    head = ["what", *counts, "last / one before", "all, CPU", "memory"]
+    return f"{table(head, rows)}\n\n{told['device']}, {told['date']}."
+
+
+def shards() -> str:
+    """What a crop costs from a file, a shard and a server, from `growth_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
+    names = {"index": "its own file", "shard": "a shard on the disk", "server": "a shard behind a web server"}
+    rows = []
+    for name, title in names.items():
+        one = told[name]
+        asked = [f"{one['requests']:.0f}", f"{one['bytes'] / 1e6:.1f} MB"] if one["requests"] else ["", ""]
+        rows.append([title, *asked, f"{one['cpu_ms']:.1f}", f"{one['cpu_ms'] / told['index']['cpu_ms']:.1f}"])
+    head = ["a crop of 96³ from", "requests", "bytes", "CPU ms", "against its own file"]
+    size = " x ".join(map(str, told["shape_zyx"]))
+    return (
+        f"{table(head, rows)}\n\nOf a volume of {size} voxels, {told['file_bytes'] / 1e6:.1f} MB packed; equal bit by "
+        "bit. Each crop opens its volume anew."
+    )
+
+
+COUNT, RAW_ZYX, MADE_ZYX = 100_000, (300, 512, 512), (250, 267, 267)  # 400 mm each way, to 1.5 mm
+CROPS = 100  # of each scan
+
+
+def paper() -> str:
+    """What 100,000 scans cost by what was measured for one."""
+    names = ("growth_cpu", "data_cpu", "large_cpu")
+    grown, told, large = (
+        json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text(encoding="utf-8")) for name in names
+    )
+    facts = {subject["name"]: subject["facts"] for subject in told["subjects"]}
+    raw, made, looked = math.prod(RAW_ZYX), math.prod(MADE_ZYX), grown["intake"]
+    scans = looked["file_bytes"] / math.prod(looked["shape_zyx"]) * raw * COUNT
+    cache = made * 4 * facts["cache: write"]["image alone / float32"] * COUNT
+    hours = {
+        "intake": looked["cpu_s"] / math.prod(looked["shape_zyx"]) * raw * COUNT / 3600,
+        "prepare": large["cpu_seconds"] / math.prod(large["shape_zyx"]) * raw * COUNT / 3600,
+    }
+    rows = [
+        ["scans as NIfTI, compressed", f"{scans / 1e12:.1f} TB"],
+        ["cache at 1.5 mm", f"{cache / 1e12:.1f} TB, {3 * COUNT:,} files, or {cache / 1e9:,.0f} shards of 1 GB"],
+        ["intake, every voxel", f"{hours['intake']:,.0f} core hours"],
+        ["prepare", f"{hours['prepare']:,.0f} core hours"],
+    ]
+    return table([f"{COUNT:,} scans of {' x '.join(map(str, RAW_ZYX))}", "costs"], rows)
+
+
+def feeding() -> str:
+    """What it takes to feed one GPU at the speed predicted for each method."""
+    read = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
+    told = json.loads((RESULTS / "benchmarks" / "gpu_predicted.json").read_text(encoding="utf-8"))
+    rows = []
+    for arm in sorted(told["arms"], key=lambda arm: arm["samples_per_second"]):
+        rate = arm["samples_per_second"]
+        cores = [f"{rate * read[name]['cpu_ms'] / 1000:,.1f}" for name in ("index", "server")]
+        hours = f"{COUNT * CROPS / rate / 3600:,.1f}"
+        rows.append(
+            [
+                arm["method"],
+                arm["backbone"],
+                f"{rate:,.0f}",
+                hours,
+                *cores,
+                f"{rate * read['server']['bytes'] / 1e9:,.1f}",
+            ]
+        )
+    head = ["method", "backbone", "samples/s", f"GPU hours for {CROPS} crops of each scan", "cores that read files",
+            "cores that read a server", "GB/s from it"]  # fmt: skip
+    return table(head, rows)
+
+
 PAGES = {
     "cluster.md": {"slurm": slurm},
     "performance.md": {
@@ -347,6 +458,7 @@ PAGES = {
     },
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
+    "scale.md": {"plans": plans, "growth": growth, "shards": shards, "paper": paper, "feeding": feeding},
 }
 
 

@@ -4,6 +4,7 @@ Scans are compared by `twin_sha256` (`twins.py`), people by the name in the case
 aside at intake; here the datasets of a study are laid beside one another, and every fold's lists are looked at again.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,12 @@ def find_overlaps(
     own = {row["case"]: row for row in tables[0]}
     outside = [row for table in tables[1:] for row in table if row["label"]]
     pooled = [row for pool in pools for row in pool]
+    # Most rows share nothing with any other, and are left out before the folds are gone through.
+    everything = [*own.values(), *outside, *pooled]
+    twice = {
+        key: {value for value, rows in Counter(row[key] for row in everything).items() if rows > 1}
+        for key in ("twin_sha256", "person")
+    }
     pairs: dict[tuple[str, str, str], list[int]] = {}
     for fold in folds:
         learned = [own[case] for case in dict.fromkeys([*fold["pool"], *fold["train"]])]
@@ -48,9 +55,10 @@ def find_overlaps(
             (pooled, held, "person", "person"),
         ):
             known: dict[str, list[Row]] = {}
-            for row in some:
-                known.setdefault(row[key], []).append(row)
-            for row in others:
+            for row in some if others else ():
+                if row[key] in twice[key]:
+                    known.setdefault(row[key], []).append(row)
+            for row in others if known else ():
                 for twin in known.get(row[key], []):
                     pairs.setdefault((_name(twin), _name(row), shared), []).append(fold["fold"])
     # Who shares voxels shares the person: one reason is enough.
