@@ -71,6 +71,7 @@ class SplitCard(Strict):
 
     split: Split
     allow_leakage: bool = False
+    files: dict[Name, str] = Field({}, exclude_if=lambda files: not files, description="SHA-256 of files of weights")
 
 
 class PretrainRun(PretrainBudget):
