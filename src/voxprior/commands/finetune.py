@@ -30,7 +30,6 @@ def run(
     from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
-    from voxprior.data.seen import of_cases
     from voxprior.engine import device as devices
     from voxprior.engine import kept, summary
     from voxprior.engine.loop import Plan, train
@@ -65,9 +64,7 @@ def run(
     rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
     plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
     outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
-    saw = of_cases([(index, cases)], True, encoder)
-    about = {"card_hash": key, "training_cases": _hashes(index, cases), "seen": saw.to_json()}
-    written = _write(output, model, card, index, about, report)
+    written = _write(output, model, card, index, {"card_hash": key, **_learned(index, cases, encoder)}, report)
     told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told, written)
 
@@ -118,10 +115,13 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
     return Watch(card.validations, measure, card.patience)
 
 
-def _hashes(index: Path, cases: list[str]) -> dict[str, str]:
+def _learned(index: Path, cases: list[str], encoder: Path | None) -> dict[str, Any]:
+    """Says what the model has learned from: its cases by name, and hashes of all scans, those of its encoder too."""
     from voxprior.data.cache import read_index
+    from voxprior.data.seen import of_cases
 
-    return {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
+    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
+    return {"training_cases": hashes, "seen": of_cases([(index, cases)], labels=True, start=encoder).to_json()}
 
 
 def _write(output: Path, model: Any, card: Any, index: Path, about: dict[str, Any], report: Any) -> list[str]:
