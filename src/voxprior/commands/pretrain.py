@@ -64,7 +64,7 @@ def run(
     before = _measures(model)
     outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
-    _write_encoder(output / "encoder.safetensors", model, content, key)
+    _write_encoder(output / "encoder.safetensors", model, {"card": content, "card_hash": key}, [(index, pool), *others])
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
@@ -181,13 +181,14 @@ def _moved(model: Any, fresh: Any) -> dict[str, float]:
     return moved
 
 
-def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str) -> None:
+def _write_encoder(path: Path, model: Any, about: dict[str, Any], learned: Sequence[Any]) -> None:
+    from voxprior.data.seen import of_cases
     from voxprior.engine.device import versions
     from voxprior.nets.weights import write_weights
 
     inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
-    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(inherited)}
-    write_weights(path, inherited, about)
+    about = about | {"seen": of_cases(learned, labels=False).to_json(), "tensors": list(inherited)}
+    write_weights(path, inherited, about | {"versions": versions()})
 
 
 def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any]], plan: Any) -> None:

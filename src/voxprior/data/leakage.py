@@ -16,9 +16,9 @@ Row = Mapping[str, str]
 class Overlap(NamedTuple):
     """A case that a fold learns from, a case that is scored, and what they share."""
 
-    learned: str  # dataset/case
+    learned: str  # dataset/case, or files.<name>: weights that have learned from the scored case (`seen.py`)
     scored: str
-    shared: str  # "voxels" or "person"
+    shared: str  # "voxels" or "person"; "labels": not scored, but its labels were not new to the weights
     folds: tuple[int, ...]
 
 
@@ -76,12 +76,21 @@ def demand_none(found: Sequence[Overlap]) -> None:
     Raises:
         Refusal: there are some; the sentence names the first three.
     """
+    found, taught = ([one for one in found if (one.shared == "labels") == is_label] for is_label in (False, True))
+    if taught and not found:
+        some = ", ".join(one.scored for one in taught[:3]) + (", ..." if len(taught) > 3 else "")
+        raise Refusal(
+            f"{taught[0].learned} was trained with the labels of {len(taught)} cases that the study's label budgets "
+            f"count as new ({some}): take the file out, or set 'allow_leakage: true' in the study, which stamps every "
+            "table and figure"
+        )
     if found:
         shown = "; ".join(f"{one.learned} and {one.scored} share their {one.shared}" for one in found[:3])
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise Refusal(
             f"{len(found)} scored cases are learned from as well ({shown}{more}): take one of each pair out of its "
-            "dataset, or set 'allow_leakage: true' in the study, which stamps every table and figure"
+            "dataset, or a file out of the study, or set 'allow_leakage: true' in the study, which stamps every table "
+            "and figure"
         )
 
 
