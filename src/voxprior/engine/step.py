@@ -220,8 +220,7 @@ class Learner:
         key_B, batch = self.upload(key_B, batch)
         if self.plan.compiler == GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad():
-            views = self.model.views(batch, key_B)
+        views = self.views(key_B, batch)
         if step in self.plan.counted_steps:
             # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
             # are not counted: how many samples an augmentation works on depends on the device.
@@ -240,6 +239,11 @@ class Learner:
             raise Refusal(
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
+
+    def views(self, key_B: Tensor, batch: Batch) -> Any:
+        """Makes what the step sees, from a batch on the device."""
+        with torch.no_grad():
+            return self.model.views(batch, key_B)
 
     def _set_rates(self, step: int) -> None:
         """Gives each group its rate. One that joins later has a cycle of its own in what is left of the run."""
