@@ -239,14 +239,21 @@ class _Attention(torch.autograd.Function):
             return _fused.backward(ctx, gradient)
 
 
-def _in_one(tape: Tape) -> Any:
+def _step_vox(model: Any, size_zyx: tuple[int, ...], side: int) -> float:
+    """Tells how many voxels of the region a view's voxel spans, on average of what is drawn."""
+    for kind in (getattr(model, "whole", None), getattr(model, "part", None)):
+        if kind is not None and kind.size_zyx == tuple(size_zyx):
+            return max(1.0, sum(kind.share) / 2 * side / size_zyx[-1])
+    return sum(model.config.scale) / 2
+
+
+def _in_one(tape: Tape, model: Any) -> Any:
     """Has views be cut as the GPU's kernel does: reads the region, writes the views."""
 
     def cutting(volume: Tensor, lo: Tensor, hi: Tensor, size: Any, *rest: Any) -> Tensor:
         samples, channels, *sides = volume.shape
         made = volume.new_empty((samples, lo.shape[1], channels, *size), dtype=torch.float32)
-        step = [max(1.0, side / n) for side, n in zip(sides, size, strict=True)]  # at most: the box is the region
-        taps = 8 * step[0] * step[1] * step[2]
+        taps = (2 * _step_vox(model, size, sides[-1])) ** 3
         place = made.untyped_storage()._cdata
         tape._alive += [made.untyped_storage(), volume.untyped_storage()]
         operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: _touched(volume)}, {}, 1)
@@ -268,7 +275,10 @@ def record(model: Any, region: Any, samples: int, precision: str, kernel: bool =
     _Attention.tape = tape
     with tape:
         tape.part = "views"
-        way = _in_one(tape) if kernel else cut
+        way = _in_one(tape, model) if kernel else cut
+        if change := getattr(model, "change", None):
+            change.register_forward_pre_hook(lambda *_: setattr(tape, "part", "change"))
+            change.register_forward_hook(lambda *_: setattr(tape, "part", "views"))
         with torch.no_grad(), mock.patch.object(glmae, "cut", way), mock.patch.object(twoviews, "cut", way):
             views = model.train().views(batch, key_B)
         tape.part = "forward"
@@ -304,7 +314,7 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
                 "mfu": cost.flops / seconds / gpu["bf16"],
                 "launch_ms": 1000 * found.kernels * launch_s,
                 "moving_share": (found.moving + updating) / device,
-                "views_share": found.by_part.get("views", 0.0) / device,
+                "views_share": sum(found.by_part.get(part, 0.0) for part in ("views", "change")) / device,
             }
         told[way] = {"bytes": found.bytes + update, "kernels": found.kernels}
     return told

@@ -60,6 +60,7 @@ def run(
         )  # fmt: skip
 
     how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
+    how["recompute"] = _short_of_memory(card, card_path, where)
     plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
     before = _measures(model)
     outcome = train(model, batches, plan)
@@ -162,6 +163,26 @@ def _compiler(asked: bool | None, where: Any) -> str | None:
     if asked is None and where.type == "cuda" and not able:
         print("voxprior: not compiled: torch.compile needs Triton and a C compiler here", file=sys.stderr)
     return "inductor" if asked or (asked is None and able) else None
+
+
+def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
+    """Tells whether blocks must be computed twice for a step to fit a GPU, and says so."""
+    import torch
+
+    from voxprior.engine import estimate
+
+    if where.type != "cuda":
+        return False
+    model, region, _ = build(card, card_path, on="meta")
+    asked, room = card.pretrain, torch.cuda.get_device_properties(where).total_memory
+    cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe_of(card, card_path))
+    if short := estimate.short_of(room, cost):
+        print(
+            f"voxprior: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks are "
+            "computed again in the backward pass, which takes a third longer",
+            file=sys.stderr,
+        )
+    return short
 
 
 def _measures(model: Any) -> dict[str, float]:

@@ -175,8 +175,9 @@ def compile_networks(model: nn.Module, backend: str) -> None:
 
     The networks and not the model: what a method decides between them, from `progress` or from a count that follows
     it, is Python that changes from step to step, and every change would compile the model again. Networks see tensors
-    of a few fixed shapes. Names of parameters stay as they are. `graphs`: inductor, and each network is replayed as one
-    CUDA graph, for steps so small that launching their kernels takes longer than running them.
+    of a few fixed shapes. Parts without weights are compiled where they say `compiled = True`. Names of parameters stay
+    as they are. `graphs`: inductor, and each network is replayed as one CUDA graph, for steps so small that launching
+    their kernels takes longer than running them.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     if backend == GRAPHS:
@@ -184,7 +185,7 @@ def compile_networks(model: nn.Module, backend: str) -> None:
     for name, part in model.named_children():
         if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
             compile_networks(part, backend)
-        elif any(True for _ in part.parameters()):
+        elif any(True for _ in part.parameters()) or getattr(part, "compiled", False):
             part.forward = torch.compile(_own(part.forward, name), **how)
 
 
