@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "workflow/profiles/kubernetes/job.sh"
 
-KUBECTL = '''
+KUBECTL = """
 import json, os, subprocess, sys, uuid, pathlib, yaml
 
 folder = pathlib.Path(os.environ["PODS"])
@@ -38,7 +38,7 @@ if verb == "create":
 elif verb == "get":
     code = (folder / f"{rest[1]}.code").read_text().split()[-1:]
     print({"": f"{rest[1]}//", "0": f"{rest[1]}/1/"}.get("".join(code), f"{rest[1]}//1"), end="")
-'''
+"""
 
 
 @pytest.fixture

@@ -59,8 +59,7 @@ def run(
             cores=threads, pin=pin, others=others,
         )  # fmt: skip
 
-    how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
-    how["recompute"] = _short_of_memory(card, card_path, where)
+    how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
     plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
     before = _measures(model)
     outcome = train(model, batches, plan)
@@ -163,6 +162,11 @@ def _compiler(asked: bool | None, where: Any) -> str | None:
     if asked is None and where.type == "cuda" and not able:
         print("voxprior: not compiled: torch.compile needs Triton and a C compiler here", file=sys.stderr)
     return "inductor" if asked or (asked is None and able) else None
+
+
+def _ways(card: Any, card_path: Path, compiled: bool | None, where: Any) -> dict[str, Any]:
+    """Chooses how the same numbers are computed: compiled or not, blocks once or twice."""
+    return {"compiler": _compiler(compiled, where), "recompute": _short_of_memory(card, card_path, where)}
 
 
 def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
