@@ -60,46 +60,84 @@ def gpu() -> str:
 
 def predicted(told: dict[str, Any]) -> str:
     """One line per method and backbone; nothing of it was run."""
-    rows = [
-        [
-            arm["method"],
-            arm["backbone"],
-            str(arm["samples"]),
-            f"{arm['parameters'] / 1e6:.1f}",
-            f"{arm['flops'] / 1e12:.2f}",
-            f"{arm['memory_bytes'] / 2**30:.1f}",
-            f"{arm['ms']:.0f}" if arm["ms"] >= 10 else f"{arm['ms']:.1f}",
-        ]
-        for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"]))
+    rows = []
+    for arm in told["arms"]:
+        ways = [(name, arm[name]) for name in told["gpus"]]
+        compiled = [ways_of["bf16 compiled"] for _, ways_of in ways]
+        gib = [f"{arm[name] / 2**30:.1f}" for name in ("memory_bytes", "memory_bytes_recomputed")]
+        rows.append(
+            [
+                arm["method"],
+                arm["backbone"],
+                str(arm["samples"]),
+                f"{arm['flops'] / 1e12:.2f}",
+                " / ".join(gib),
+                " / ".join(short(way["ms"]) for way in compiled),
+                " / ".join(f"{way['mfu']:.0%}" for way in compiled),
+                " / ".join(f"{way['moving_share']:.0%}" for way in compiled),
+                f"{compiled[0]['views_share']:.1%}",
+                f"{ways[0][1]['bf16 eager']['ms'] / compiled[0]['ms']:.1f}",
+                f"{ways[0][1]['fp32 eager']['ms'] / compiled[0]['ms']:.1f}",
+            ]
+        )
+    names = " / ".join(told["gpus"])
+    head = [
+        "method",
+        "backbone",
+        "samples",
+        "TFLOP",
+        "GiB / recomputed",
+        f"ms, {names}",
+        "MFU",
+        "memory-bound",
+        "views",
     ]
-    head = ["method", "backbone", "samples a step", "million parameters", "TFLOP a step", "GiB", "ms a step"]
+    head += ["bf16 eager", "fp32 eager"]
+    assumed = told["assumed"]
+    launch = assumed["launch_s"]
     says = (
-        "**Predicted, not measured**: FLOPs and memory counted on the meta device, milliseconds at "
-        f"{told['mfu']:.0%} of {told['peak_tflops']:.0f} TFLOP/s."
+        f"**Predicted, not measured** (`benchmarks/roofline.py`): bfloat16, compiled; products at "
+        f"{assumed['products']:.0%} of the bfloat16 peak, bytes at {assumed['bandwidth']:.0%} of the bandwidth, "
+        f"{1e6 * launch['bf16 eager']:.0f} µs to launch a kernel as written and {1e6 * launch['bf16 compiled']:.0f} µs "
+        "compiled. Memory-bound: share of the step in kernels that wait for memory. Eager: times the compiled step, on "
+        f"{next(iter(told['gpus']))}."
     )
     return f"{table(head, rows)}\n\n{says}"
 
 
+def short(value: float) -> str:
+    """Writes milliseconds with two digits that matter."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def measured(told: dict[str, Any]) -> str:
-    """One line per method, backbone, precision and way of running."""
+    """One line per method, backbone and way of running; then what the authors' code took."""
     rows = []
     for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"])):
-        for mode in arm["modes"]:
-            way = f"{mode['precision']} {'compiled' if mode['compiled'] else 'eager'}"
-            if "absent" in mode:
-                rows.append([arm["method"], arm["backbone"], way, mode["absent"], "", "", "", ""])
-                continue
-            share = ["" if mode[name] is None else f"{mode[name]:.0%}" for name in ("mfu", "busy")]
-            numbers = [f"{mode['ms']:.1f}", f"{mode['samples_per_second']:.0f}", *share]
-            memory = f"{mode['peak_memory_bytes'] / 2**30:.1f}"
-            rows.append([arm["method"], arm["backbone"], way, *numbers, memory, right(arm)])
-    head = ["method", "backbone", "way", "ms a step", "samples/s", "MFU", "device busy", "GiB", "numbers"]
-    return f"{table(head, rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+        for way, run in arm["ways"].items():
+            rows.append([arm["method"], arm["backbone"], way, *numbers(run), right(arm)])
+    for name, run in told.get("peers", {}).items():
+        method, way = name.split(" ")
+        rows.append([method, "the authors' code", way, *numbers(run), ""])
+    head = ["method", "backbone", "way", "ms a step", "from host", "samples/s", "MFU", "device busy", "kernels", "GiB"]
+    return f"{table([*head, 'numbers'], rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+
+
+def numbers(run: dict[str, Any]) -> list[str]:
+    """Writes one run's numbers, or why there are none."""
+    if "absent" in run:
+        return [run["absent"], "", "", "", "", "", ""]
+    share = ["" if run.get(name) is None else f"{run[name]:.0%}" for name in ("mfu", "busy")]
+    fed = f"{run['ms_from_host']:.1f}" if "ms_from_host" in run else ""
+    kernels = "" if run.get("launches") is None else str(run["launches"])
+    memory = f"{run['peak_memory_bytes'] / 2**30:.1f}"
+    return [f"{run['ms']:.1f}", fed, f"{run['samples_per_second']:.0f}", *share, kernels, memory]
 
 
 def right(arm: dict[str, Any]) -> str:
     """Says whether the arm's numbers were found right before it was timed."""
-    return "right" if arm["check"]["right"] else "not right"
+    check = arm["check"]
+    return "right" if check.get("right") else check.get("absent", "not right")
 
 
 def data() -> str:

@@ -59,7 +59,7 @@ def run(
             cores=threads, pin=pin, others=others,
         )  # fmt: skip
 
-    how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
+    how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
     plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
     before = _measures(model)
     outcome = train(model, batches, plan)
@@ -162,6 +162,31 @@ def _compiler(asked: bool | None, where: Any) -> str | None:
     if asked is None and where.type == "cuda" and not able:
         print("voxprior: not compiled: torch.compile needs Triton and a C compiler here", file=sys.stderr)
     return "inductor" if asked or (asked is None and able) else None
+
+
+def _ways(card: Any, card_path: Path, compiled: bool | None, where: Any) -> dict[str, Any]:
+    """Chooses how the same numbers are computed: compiled or not, blocks once or twice."""
+    return {"compiler": _compiler(compiled, where), "recompute": _short_of_memory(card, card_path, where)}
+
+
+def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
+    """Tells whether blocks must be computed twice for a step to fit a GPU, and says so."""
+    import torch
+
+    from voxprior.engine import estimate
+
+    if where.type != "cuda":
+        return False
+    model, region, _ = build(card, card_path, on="meta")
+    asked, room = card.pretrain, torch.cuda.get_device_properties(where).total_memory
+    cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe_of(card, card_path))
+    if short := estimate.short_of(room, cost):
+        print(
+            f"voxprior: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks are "
+            "computed again in the backward pass, which takes a third longer",
+            file=sys.stderr,
+        )
+    return short
 
 
 def _measures(model: Any) -> dict[str, float]:
