@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from voxprior.configuration import Vit
+from voxprior.architectures import Vit
 from voxprior.errors import Refusal
 from voxprior.maths.patches import patchify
 from voxprior.maths.positions import rotary_angles, turn

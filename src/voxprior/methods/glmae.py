@@ -125,9 +125,8 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by GL-MAE, or None where it can."""
     if backbone.family == "vit":
         return None
-    return (
-        "GL-MAE drops masked patches before the encoder, which a convolutional network cannot do: use anatomask there"
-    )
+    what, other = ("a Swin", "byol") if backbone.family == "swin" else ("a convolutional network", "anatomask")
+    return f"GL-MAE drops masked patches before the encoder, which {what} cannot do: use {other} there"
 
 
 @dataclass(frozen=True)

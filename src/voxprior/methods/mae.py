@@ -75,7 +75,8 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by MAE3D, or None where it can."""
     if backbone.family == "vit":
         return None
-    return "MAE3D drops masked patches before the encoder, which a convolutional network cannot do: use spark there"
+    what, other = ("a Swin", "byol") if backbone.family == "swin" else ("a convolutional network", "spark")
+    return f"MAE3D drops masked patches before the encoder, which {what} cannot do: use {other} there"
 
 
 def token_grid(config: Config, patch_vox: int) -> tuple[int, int, int]:

@@ -44,10 +44,9 @@ from voxprior.methods import byol
 from voxprior.methods.byol import Views, accepts, suits
 from voxprior.methods.contract import Term
 from voxprior.nets.backbones import Backbone
-from voxprior.nets.features import feature_map, width_of
+from voxprior.nets.features import attends, feature_map, width_of
 from voxprior.nets.heads import Head
 from voxprior.nets.receptive import receptive_offset
-from voxprior.nets.vit import ViT
 
 __all__ = ["TITLE", "Config", "Model", "Views", "accepts", "recipe", "region", "suits"]
 
@@ -86,8 +85,7 @@ def region(config: Config, backbone: Backbone) -> Region:
         Refusal: as there, or a view is a single cell, which has no places.
     """
     found = byol.region(config, backbone)
-    stride = backbone.unit_vox if config.level is None or backbone.family == "vit" else 2**config.level
-    check_cells(grid(config.view_vox, stride))
+    check_cells(grid(config.view_vox, backbone.stride_vox(-1 if config.level is None else config.level)))
     return found
 
 
@@ -156,7 +154,7 @@ class Model(byol.Model):
             self.encoder,
             lambda volume: feature_map(self.encoder, volume, self.stage, filters),
             self.stride,
-            alone=isinstance(self.encoder, ViT),
+            alone=attends(self.encoder),
             channels=cast(Any, self.encoder).channels_in,
         )
 
