@@ -125,8 +125,10 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by GL-MAE, or None where it can."""
     if backbone.family == "vit":
         return None
-    what, other = ("a Swin", "byol") if backbone.family == "swin" else ("a convolutional network", "anatomask")
-    return f"GL-MAE drops masked patches before the encoder, which {what} cannot do: use {other} there"
+    what, advice = "a convolutional network", "use anatomask there"
+    if backbone.family == "swin":
+        what, advice = "a Swin", "start it from scratch or from a file"
+    return f"GL-MAE drops masked patches before the encoder, which {what} cannot do: {advice}"
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,10 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by MAE3D, or None where it can."""
     if backbone.family == "vit":
         return None
-    what, other = ("a Swin", "byol") if backbone.family == "swin" else ("a convolutional network", "spark")
-    return f"MAE3D drops masked patches before the encoder, which {what} cannot do: use {other} there"
+    what, advice = "a convolutional network", "use spark there"
+    if backbone.family == "swin":
+        what, advice = "a Swin", "start it from scratch or from a file"
+    return f"MAE3D drops masked patches before the encoder, which {what} cannot do: {advice}"
 
 
 def token_grid(config: Config, patch_vox: int) -> tuple[int, int, int]:

@@ -41,12 +41,13 @@ from voxprior.maths.boxes import Region
 from voxprior.maths.ema import follow, taught
 from voxprior.maths.patches import grid
 from voxprior.methods import byol
-from voxprior.methods.byol import Views, accepts, suits
+from voxprior.methods.byol import Views, suits
 from voxprior.methods.contract import Term
 from voxprior.nets.backbones import Backbone
-from voxprior.nets.features import attends, feature_map, width_of
+from voxprior.nets.features import feature_map, width_of
 from voxprior.nets.heads import Head
 from voxprior.nets.receptive import receptive_offset
+from voxprior.nets.vit import ViT
 
 __all__ = ["TITLE", "Config", "Model", "Views", "accepts", "recipe", "region", "suits"]
 
@@ -76,6 +77,12 @@ class Places(NamedTuple):
     axes_V: list[tuple[Tensor, Tensor, Tensor]]
     weight_BN: Tensor
     partner_BN: Tensor | None
+
+
+def accepts(backbone: Backbone) -> str | None:
+    """Says why a backbone cannot be pretrained by PGL, as BYOL does, or None where it can."""
+    reason = byol.accepts(backbone)
+    return reason and reason.replace(byol.TITLE, TITLE)
 
 
 def region(config: Config, backbone: Backbone) -> Region:
@@ -154,7 +161,7 @@ class Model(byol.Model):
             self.encoder,
             lambda volume: feature_map(self.encoder, volume, self.stage, filters),
             self.stride,
-            alone=attends(self.encoder),
+            alone=isinstance(self.encoder, ViT),
             channels=cast(Any, self.encoder).channels_in,
         )
 

@@ -54,13 +54,6 @@ def stride_of(encoder: nn.Module, stage: int) -> int:
     return int(encoder.unit_vox)  # type: ignore[arg-type]
 
 
-def attends(encoder: nn.Module) -> bool:
-    """Tells whether what a cell sees depends on what is there: of transformers, also windowed ones."""
-    from voxprior.nets.swin import Swin
-
-    return isinstance(encoder, ViT | Swin)
-
-
 def feature_map(encoder: nn.Module, volume_BCZYX: Tensor, stage: int = -1, filters: bool = False) -> Tensor:
     """Encodes volumes: (B, z, y, x, C).
 
