@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from voxprior.architectures import Swin as Sizes
+from voxprior.engine.recompute import recompute_blocks
 from voxprior.errors import Refusal
 from voxprior.methods import METHODS, load
 from voxprior.nets.backbones import Backbone
@@ -98,6 +99,16 @@ def test_first_stages_are_handed_to_the_segmenter_and_nothing_else_is_saved():
     assert feature_map(small, torch.rand(1, 1, 16, 24, 16)).shape == (1, 2, 3, 2, 48)
     with torch.device("meta"):
         assert backbone.segmenter(2, (64, 32, 32))(torch.zeros(1, 1, 64, 32, 32)).shape == (1, 2, 64, 32, 32)
+
+
+def test_blocks_computed_twice_give_the_same_gradients():
+    gradients, volume = [], noise(1, 1, 16, 24, 16)
+    for again in (False, True):
+        encoder = redrawn(Swin(12, [2, 1, 1, 1], [2] * 4, 3, stages=3))
+        assert not again or recompute_blocks(encoder) == 3
+        encoder(volume)[-1].square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 def test_layers_have_rates_of_their_own():

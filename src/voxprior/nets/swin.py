@@ -86,6 +86,8 @@ class Swin(StagedEncoder):
             sizes = (channels, depth, heads[number - 1], (window,) * 3)
             layer = BasicLayer(*sizes, drop_path=[0.0] * depth, qkv_bias=True, downsample=None)
             layer.downsample = Merging(channels, children)
+            for block in layer.blocks:
+                block.recomputed = True  # where memory is short (`engine/recompute.py`)
             self.add_module(f"layers{number}", nn.ModuleList([layer]))
         for part in self.modules():
             if isinstance(index := getattr(part, "relative_position_index", None), Tensor):
