@@ -16,7 +16,6 @@ class Vit(Strict):
     """Sizes of a vision transformer encoder and its UNETR decoder, or with `kind: primus` of Primus."""
 
     # No defaults in the schema for `kind`, `learnt_zyx`, `norm_eps`: they would change the cards of every transformer.
-    kind: Literal["vit", "primus"] | None = Field(None, json_schema_extra=_without_default)
     patch_vox: Positive = 16
     width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
     depth: Positive = 12
@@ -27,6 +26,7 @@ class Vit(Strict):
         None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
     )
     norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
+    kind: Literal["vit", "primus"] | None = Field(None, json_schema_extra=_without_default)
 
     @model_validator(mode="after")
     def _primus_has_its_parts(self) -> Self:

@@ -95,7 +95,7 @@ def _pretraining(config: Mapping[str, Any]) -> str:
     study, said = config["study"], []
     for backbone, inits in study["inits"].items():
         family = config["backbones"][backbone]["family"]
-        network = NETWORKS.get(config["backbones"][backbone][family].get("kind"), NETWORKS[family])
+        network = NETWORKS.get(config["backbones"][backbone].get(family, {}).get("kind"), NETWORKS[family])
         methods = [METHODS.get(init, init) for init in inits if init != "scratch"]
         start = " and from random weights" if "scratch" in inits else ""
         title = config["backbones"][backbone]["title"]
