@@ -88,8 +88,8 @@ class PretrainCard(Strict):
     method: Name
     config: dict[str, Any] = Field(description="the method's own Config, complete")
     backbone: Name
-    family: Literal["vit", "cnn"]
-    architecture: dict[str, Any] = Field(description="the fields of Vit or Cnn")
+    family: Literal["vit", "cnn", "swin"]
+    architecture: dict[str, Any] = Field(description="the fields of Vit, Cnn or Swin")
     channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
     pretrain: PretrainRun
@@ -112,7 +112,7 @@ class FinetuneCard(Strict):
     init_card: str | None = Field(None, description="hash of the pretraining card; None for scratch and for files")
     init_file: InitFile | None = Field(None, description="for files")
     backbone: Name
-    family: Literal["vit", "cnn"]
+    family: Literal["vit", "cnn", "swin"]
     architecture: dict[str, Any]
     channels: Positive = Field(default=1, description="of the images")
     recipe: FinetuneRecipe

@@ -9,16 +9,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from voxprior.architectures import Cnn, Swin, Vit
 from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, Zyx, ZyxVox
 
 Metric = Literal[
     "dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1", "calibration_error"
 ]
-
-
-def _without_default(schema: dict[str, Any]) -> None:
-    """Leaves a field out of what the workflow fills in."""
-    schema.pop("default", None)
 
 
 # ------------------------------------------------------------------------------------------------- datasets
@@ -128,39 +124,6 @@ class Dataset(Strict):
 
 
 # ------------------------------------------------------------------------------------------------- backbones
-class Vit(Strict):
-    """Sizes of a vision transformer encoder and its UNETR decoder, or with `kind: primus` of Primus."""
-
-    # No defaults in the schema for `kind`, `learnt_zyx`, `norm_eps`: they would change the cards of every transformer.
-    kind: Literal["vit", "primus"] | None = Field(None, json_schema_extra=_without_default)
-    patch_vox: Positive = 16
-    width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
-    depth: Positive = 12
-    heads: Positive = 12
-    mlp_ratio: float = 4.0
-    decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
-    learnt_zyx: ZyxVox | None = Field(
-        None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
-    )
-    norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
-
-    @model_validator(mode="after")
-    def _primus_has_its_parts(self) -> Self:
-        if self.kind == "primus" and (self.learnt_zyx is None or self.width % (6 * self.heads)):
-            raise ValueError("a primus needs learnt_zyx and a width of heads times a multiple of 6, give it both")
-        return self
-
-
-class Cnn(Strict):
-    """Sizes of a convolutional residual encoder: STU-Net's, or with `kind: resenc` nnU-Net's."""
-
-    # No default in the schema: what it filled in would change the cards of every STU-Net.
-    kind: Literal["stunet", "resenc"] | None = Field(None, json_schema_extra=_without_default)
-    channels: list[Positive] = Field([32, 64, 128, 256, 512, 512], description="one entry per stage")
-    blocks: Positive | list[Positive] = Field(1, description="residual blocks per stage; resenc: a list, one per stage")
-    pretrained_stages: Positive = Field(5, description="stages down to the mask unit; deeper ones are always fresh")
-
-
 class Recipe(Strict):
     """AdamW or LARS with linear warm-up and half-cosine decay. Warm-up is a fraction of the run."""
 
@@ -189,9 +152,10 @@ class Backbone(Strict):
     """`config/backbones/<name>.yaml`: one encoder family, its size, and its training recipes."""
 
     title: str
-    family: Literal["vit", "cnn"]
+    family: Literal["vit", "cnn", "swin"]
     vit: Vit | None = None
     cnn: Cnn | None = None
+    swin: Swin | None = None
     pretrain: Recipe
     scratch: Recipe = Field(description="fine-tuning from random weights: tuned on its own")
     finetune: FinetuneRecipe = Field(description="fine-tuning from a pretrained encoder")
@@ -203,9 +167,9 @@ class Backbone(Strict):
         return self
 
     @property
-    def sizes(self) -> Vit | Cnn:
+    def sizes(self) -> Vit | Cnn | Swin:
         """The block of its family."""
-        sizes: Vit | Cnn = getattr(self, self.family)
+        sizes: Vit | Cnn | Swin = getattr(self, self.family)
         return sizes
 
 

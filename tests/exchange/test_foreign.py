@@ -116,7 +116,7 @@ def test_nothing_in_a_pickle_is_run(folder):
         take("stunet", Path("empty.pth"), "stunet_x")
 
 
-def test_copies_that_differ_are_refused_and_a_swin_is_named(folder):
+def test_copies_that_differ_are_refused_and_other_networks_are_named(folder):
     stem = "encoder.stem.convs.0"
     conv = {f"{stem}.conv.weight": torch.ones(1), f"{stem}.all_modules.0.weight": torch.zeros(1)}
     torch.save({"network_weights": conv}, "resenc.pth")
@@ -124,7 +124,7 @@ def test_copies_that_differ_are_refused_and_a_swin_is_named(folder):
         take("nnssl", Path("resenc.pth"), "resenc_tiny")
     with pytest.raises(Refusal, match="is a ResEnc and primus_x is none: name resenc_l"):
         take("nnssl", Path("resenc.pth"), "primus_x")
-    with pytest.raises(Refusal, match="is a SwinUNETR, which voxprior has no backbone for"):
+    with pytest.raises(Refusal, match="SwinUNETR and vit_x is none: name swin_base"):
         take("monai-swin", Path("resenc.pth"), "vit_x")
 
 

@@ -21,6 +21,7 @@ EVERYTHING = {
     "commands",
     "cards",
     "strict",
+    "architectures",
     "configuration",
 }
 

@@ -42,6 +42,12 @@ BACKBONES = {
         {"kind": "primus", "patch_vox": 8, "width": 48, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
         | {"learnt_zyx": [4, 4, 4], "norm_eps": 1e-5},
     ),
+    "swin": Backbone(
+        "swin",
+        "swin",
+        {"width": 12, "depths": [2, 1, 1, 1], "heads": [2, 2, 4, 4], "window": 3, "children": "all"}
+        | {"pretrained_stages": 3},
+    ),
 }
 
 

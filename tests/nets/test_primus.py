@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from voxprior.configuration import Vit
+from voxprior.architectures import Vit
+from voxprior.engine.recompute import recompute_blocks
 from voxprior.errors import Refusal
 from voxprior.maths.patches import patchify
 from voxprior.maths.positions import rotary_angles, turn
@@ -148,6 +149,16 @@ def test_the_decoder_rises_from_the_last_tokens():
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
     assert decoder_widths(864, 3, 3) == [864, 168, 32, 3]
     assert decoder_widths(48, 15, 1) == [48, 15]
+
+
+def test_blocks_computed_twice_give_the_same_gradients():
+    gradients, patch = [], noise(1, 24, 64)
+    for again in (False, True):
+        encoder = network()
+        assert not again or recompute_blocks(encoder) == 2
+        encoder(patch, GRID, torch.arange(9)[None]).square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 def test_layers_have_rates_of_their_own_and_learnt_positions_are_of_the_first():

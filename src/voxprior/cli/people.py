@@ -152,7 +152,7 @@ def export(
 
 @app.command("import")
 def take_in(
-    source: Annotated[str, typer.Option("--from", help="nnssl, stunet or monai-vit")],
+    source: Annotated[str, typer.Option("--from", help="nnssl, stunet, monai-vit or monai-swin")],
     checkpoint: Annotated[Path, typer.Option(help="their .pth, .pt or .safetensors", callback=there)],
     backbone: Annotated[str, typer.Option(help="a file of config/backbones")],
     output: Annotated[Path, typer.Option(help="encoder.safetensors, to be named as init file:...")],

@@ -5,6 +5,7 @@ nnU-Net variant (Apache-2.0); MONAI: `monai.networks.nets` 1.6 (Apache-2.0).
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -102,12 +103,33 @@ def _of_grid(position_ND: Tensor, grid_zyx: Sequence[int], backbone: Backbone, p
 
 
 def read_monai_swin(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> Taken:
-    """Refuses MONAI's SwinUNETR.
+    """Reads the Swin transformer of MONAI's SwinUNETR, of its self-supervised checkpoints, or alone.
+
+    Self-supervised ones come as `module.…` with heads and other names of the MLP (`model_swinvit.pt`), or as
+    `encoder.…` (disruptive autoencoders).
 
     Raises:
-        Refusal: always; voxprior has no shifted-window transformer.
+        Refusal: the backbone is no Swin, or the checkpoint is a SwinUNETR-V2.
     """
-    raise Refusal(f"{path} is a SwinUNETR, which voxprior has no backbone for: take MONAI's ViT, STU-Net or ResEnc")
+    if backbone.family != "swin":
+        raise Refusal(f"{path} is to be a SwinUNETR and {backbone.name} is none: name swin_base as --backbone")
+    state = {_bare(name): tensor for name, tensor in state.items()}
+    if any(re.match(r"(swinViT\.)?layers1c\.", name) for name in state):
+        raise Refusal(f"{path} is a SwinUNETR-V2, which has convolutions before its windows: take one of version 1")
+    prefix = next((known for known in ("swinViT.", "encoder.") if f"{known}patch_embed.proj.weight" in state), "")
+    return rename(state, lambda name: _monai_swin_name(name, prefix), path)
+
+
+def _monai_swin_name(name: str, prefix: str) -> tuple[str | None, str]:
+    """Tells what our Swin transformer calls a tensor of MONAI's: the same, but for older names."""
+    if not name.startswith(prefix):
+        return None, INHERITED
+    name = re.sub(r"^(layers\d\.0\.)0\.", r"\1", name.removeprefix(prefix))
+    if not re.match(r"patch_embed\.|layers\d\.", name):
+        return None, "a norm, mask token or head of the pretraining: the encoder alone is inherited"
+    if name.endswith("relative_position_index"):
+        return None, "follows from the window"
+    return name.replace("mlp.fc1.", "mlp.linear1.").replace("mlp.fc2.", "mlp.linear2."), ""
 
 
 def read_stunet(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> Taken:

@@ -125,9 +125,10 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by GL-MAE, or None where it can."""
     if backbone.family == "vit":
         return None
-    return (
-        "GL-MAE drops masked patches before the encoder, which a convolutional network cannot do: use anatomask there"
-    )
+    what, advice = "a convolutional network", "use anatomask there"
+    if backbone.family == "swin":
+        what, advice = "a Swin", "start it from scratch or from a file"
+    return f"GL-MAE drops masked patches before the encoder, which {what} cannot do: {advice}"
 
 
 @dataclass(frozen=True)

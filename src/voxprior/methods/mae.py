@@ -75,7 +75,10 @@ def accepts(backbone: Backbone) -> str | None:
     """Says why a backbone cannot be pretrained by MAE3D, or None where it can."""
     if backbone.family == "vit":
         return None
-    return "MAE3D drops masked patches before the encoder, which a convolutional network cannot do: use spark there"
+    what, advice = "a convolutional network", "use spark there"
+    if backbone.family == "swin":
+        what, advice = "a Swin", "start it from scratch or from a file"
+    return f"MAE3D drops masked patches before the encoder, which {what} cannot do: {advice}"
 
 
 def token_grid(config: Config, patch_vox: int) -> tuple[int, int, int]:

@@ -41,7 +41,7 @@ from voxprior.maths.boxes import Region
 from voxprior.maths.ema import follow, taught
 from voxprior.maths.patches import grid
 from voxprior.methods import byol
-from voxprior.methods.byol import Views, accepts, suits
+from voxprior.methods.byol import Views, suits
 from voxprior.methods.contract import Term
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.features import feature_map, width_of
@@ -79,6 +79,12 @@ class Places(NamedTuple):
     partner_BN: Tensor | None
 
 
+def accepts(backbone: Backbone) -> str | None:
+    """Says why a backbone cannot be pretrained by PGL, as BYOL does, or None where it can."""
+    reason = byol.accepts(backbone)
+    return reason and reason.replace(byol.TITLE, TITLE)
+
+
 def region(config: Config, backbone: Backbone) -> Region:
     """Asks the loader for the parent box of a pair, see `byol.region`.
 
@@ -86,8 +92,7 @@ def region(config: Config, backbone: Backbone) -> Region:
         Refusal: as there, or a view is a single cell, which has no places.
     """
     found = byol.region(config, backbone)
-    stride = backbone.unit_vox if config.level is None or backbone.family == "vit" else 2**config.level
-    check_cells(grid(config.view_vox, stride))
+    check_cells(grid(config.view_vox, backbone.stride_vox(-1 if config.level is None else config.level)))
     return found
 
 

@@ -69,7 +69,8 @@ class Views(NamedTuple):
 def accepts(backbone: Backbone) -> str | None:
     """Returns None where SparK can pretrain the backbone, else one sentence why not."""
     if backbone.family != "cnn":
-        return f"SparK masks convolutions and {backbone.name} is a {backbone.family}: take a cnn backbone, or mae"
+        other = ", or mae" if backbone.family == "vit" else ""
+        return f"SparK masks convolutions and {backbone.name} is a {backbone.family}: take a cnn backbone{other}"
     stages, pretrained = len(backbone.architecture["channels"]), backbone.architecture["pretrained_stages"]
     if not 2 <= pretrained <= stages:
         return f"SparK needs 2 to {stages} pretrained stages and {backbone.name} has {pretrained}: change the backbone"

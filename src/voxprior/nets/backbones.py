@@ -1,8 +1,8 @@
 """Backbones by name: how large an encoder is, and how it is built.
 
-What an encoder offers (both families):
+What an encoder offers (all families):
 
-    unit_vox                 int: side of a token (ViT) or of a mask unit (CNN), in voxels
+    unit_vox                 int: side of a token (ViT), mask unit (CNN) or cell of the deepest map (Swin), in voxels
     width                    int: channels of the deepest features that are pretrained
     channels_in              int: channels of the volumes it takes
     layers                   list: beginnings of parameter names (str, or several in a tuple), one entry a layer or
@@ -19,36 +19,55 @@ from voxprior.errors import Refusal
 
 if TYPE_CHECKING:
     from voxprior.nets.residual import StagedEncoder
+    from voxprior.nets.swin import Swin
     from voxprior.nets.vit import ViT
+
+
+SWIN_VOX = 32  # patches of 2, halved four times
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One backbone: family and the fields of `configuration.Vit` or `configuration.Cnn`."""
+    """One backbone: family and the fields of `configuration.Vit`, `Cnn` or `Swin`."""
 
     name: str
-    family: Literal["vit", "cnn"]
+    family: Literal["vit", "cnn", "swin"]
     architecture: dict[str, Any]
     channels: int = 1  # of the volumes
 
     @property
     def unit_vox(self) -> int:
-        """Side of a token or mask unit in voxels; crops must be multiples of it."""
+        """Side of a token, mask unit or deepest cell in voxels; crops must be multiples of it."""
         if self.family == "vit":
             return int(self.architecture["patch_vox"])
-        return int(2 ** (self.architecture["pretrained_stages"] - 1))
+        return self.stride_vox(self.maps - 1)
+
+    @property
+    def maps(self) -> int:
+        """How many feature maps the pretrained encoder has: its stages, or one."""
+        return 1 if self.family == "vit" else int(self.architecture["pretrained_stages"])
+
+    def stride_vox(self, stage: int) -> int:
+        """Voxels per cell of a map, which views must be multiples of; -1: the deepest."""
+        if self.family == "vit" or stage == -1:
+            return self.unit_vox
+        return int(2 ** (stage + (self.family == "swin")))
 
     @property
     def segmenter_unit_vox(self) -> int:
         """What the sides of a fine-tuning crop must be multiples of: the patch, or the deepest stride."""
         if self.family == "vit":
             return self.unit_vox
+        if self.family == "swin":
+            return SWIN_VOX
         return int(2 ** (len(self.architecture["channels"]) - 1))
 
     def encoder(self) -> nn.Module:
-        """Builds the encoder as it is pretrained (a CNN without the stages below the mask unit)."""
+        """Builds the encoder as it is pretrained (without the stages below the last pretrained one)."""
         if self.family == "vit":
             return self._vit()
+        if self.family == "swin":
+            return self._swin(self.maps)
         return self._staged(self.architecture["pretrained_stages"])
 
     def _vit(self) -> "ViT":
@@ -59,6 +78,13 @@ class Backbone:
         a = self.architecture
         sizes = (a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
         return (Primus if self.is_primus else ViT)(*sizes, a.get("learnt_zyx"), a.get("norm_eps") or EPS)
+
+    def _swin(self, stages: int = 5) -> "Swin":
+        """Builds the transformer of shifted windows, or its first stages."""
+        from voxprior.nets.swin import Swin
+
+        a = self.architecture
+        return Swin(a["width"], a["depths"], a["heads"], a["window"], a["children"], self.channels, stages)
 
     @property
     def is_primus(self) -> bool:
@@ -96,6 +122,10 @@ class Backbone:
 
             vit = self._vit()
             return PrimusNet(vit, classes) if isinstance(vit, Primus) else Unetr(vit, classes, a["decoder_channels"])
+        if self.family == "swin":
+            from voxprior.nets.swin import SwinUnetr
+
+            return SwinUnetr(self._swin(), classes)
         staged: Any = self._staged()
         if self.is_resenc:
             from voxprior.nets.resenc import ResEncUNet

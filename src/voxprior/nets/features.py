@@ -1,4 +1,4 @@
-"""An encoder of either family as one function from volume to feature map, with standardised weights where asked for.
+"""An encoder of any family as one function from volume to feature map, with standardised weights where asked for.
 
 Axes: B samples, Z Y X voxels, z y x cells, C channels, O I output and input channels of a convolution.
 """
@@ -38,7 +38,7 @@ def standardised(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def stages(encoder: nn.Module) -> int:
-    """Counts the feature maps that can be asked for: the stages of a CNN, one of a transformer."""
+    """Counts the feature maps that can be asked for: the stages of a CNN or Swin transformer, one of a ViT."""
     return len(encoder.channels) if isinstance(encoder, StagedEncoder) else 1
 
 
@@ -49,16 +49,18 @@ def width_of(encoder: nn.Module, stage: int) -> int:
 
 def stride_of(encoder: nn.Module, stage: int) -> int:
     """Tells how many voxels a cell of a stage's map spans; -1: the deepest."""
-    return 2 ** (stage % len(encoder.channels)) if isinstance(encoder, StagedEncoder) else int(encoder.unit_vox)  # type: ignore[arg-type]
+    if isinstance(encoder, StagedEncoder):
+        return encoder.first_stride * 2 ** (stage % len(encoder.channels))
+    return int(encoder.unit_vox)  # type: ignore[arg-type]
 
 
 def feature_map(encoder: nn.Module, volume_BCZYX: Tensor, stage: int = -1, filters: bool = False) -> Tensor:
     """Encodes volumes: (B, z, y, x, C).
 
     Args:
-        encoder: a transformer, or a convolutional encoder of stages.
+        encoder: a ViT, or an encoder of stages.
         volume_BCZYX: sides are multiples of the stage's stride.
-        stage: of a convolutional encoder, 0 is full resolution, -1 the deepest.
+        stage: of an encoder of stages, 0 is the first, -1 the deepest.
         filters: standardise the convolutions' weights.
     """
     if isinstance(encoder, ViT):
@@ -76,6 +78,6 @@ def trained_state(encoder: nn.Module, stage: int = -1, filters: bool = False) ->
             state |= standardised(encoder)
     if isinstance(encoder, StagedEncoder):
         below = range(stage % len(encoder.channels) + 1, len(encoder.channels))
-        unused = tuple(f"{encoder.stages_name}.{number}." for number in below)
+        unused = tuple(encoder.stage_start(number) for number in below)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
     return state

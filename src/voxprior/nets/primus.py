@@ -38,6 +38,8 @@ _SLOPE = 0.01  # of the leaky ReLU that the first weights of patch embedding and
 class EvaBlock(nn.Module):
     """Pre-norm block: x + scale1 attention(norm1(x)), then x + scale2 mlp(norm2(x)). (B, L, D) -> (B, L, D)."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = EPS) -> None:
         super().__init__()
         if width % heads:

@@ -25,7 +25,7 @@ def _fix_statistics(norm: nn.Module, inputs: tuple[Any, ...], output: Tensor) ->
     output depends on every voxel, evenly: that is no place, and would draw each centre to the middle of the volume.
     """
     value = inputs[0]
-    if value.dim() != 5:
+    if value.dim() != 5 or isinstance(norm, nn.LayerNorm):
         return None  # a norm over channels, cell by cell, knows no other place
     with torch.no_grad():
         zyx = (2, 3, 4)

@@ -57,18 +57,24 @@ class StagedEncoder(nn.Module, ABC):
         stages_name: what the list of stages is called among the parameters.
         channels: channels per stage.
         channels_in: channels of a volume.
+        first_stride: voxels per cell of the first stage.
         unit_vox: total stride; the side of a mask unit.
         width: channels of the deepest stage.
     """
 
     stages_name: str
+    first_stride = 1
 
     def __init__(self, channels: Sequence[int], channels_in: int = 1) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.channels_in = channels_in
-        self.unit_vox = 2 ** (len(self.channels) - 1)
+        self.unit_vox = self.first_stride * 2 ** (len(self.channels) - 1)
         self.width = self.channels[-1]
+
+    def stage_start(self, stage: int) -> str:
+        """Returns what the names of a stage's parameters begin with."""
+        return f"{self.stages_name}.{stage}."
 
     def check_size(self, volume_BCZYX: Tensor) -> None:
         """Refuses a crop of which the deepest stage keeps a single voxel, which instance norm would turn into zero.

@@ -57,7 +57,7 @@ class Backbone:
             # Not all have a better side: what is no error has means and no contrasts.
             "compared": [metric for metric in self.metrics if metric in set(test["metric"])],
             "title": self.title,
-            "family": {"vit": "transformer", "cnn": "convolutions"}[self.family],
+            "family": {"vit": "transformer", "cnn": "convolutions", "swin": "windowed transformer"}[self.family],
             "answer": self._answer(against_scratch, saved, hours),
             "pictures": [self._curve(metric) for metric in self.metrics],
             "matrix": None if self.simulated else headline.verdict_matrix(against_scratch),

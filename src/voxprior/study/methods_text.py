@@ -22,9 +22,10 @@ METHODS = {
 }
 NETWORKS = {
     "vit": "a vision transformer with a UNETR decoder (Hatamizadeh et al., WACV 2022)",
-    "primus": "a vision transformer with rotary positions and a light decoder (Primus; Wald et al., 2025, arXiv 2503.01835)",
+    "primus": "a vision transformer with a light decoder (Primus; Wald et al., 2025, arXiv 2503.01835)",
     "cnn": "a residual U-Net (STU-Net; Huang et al., 2023, arXiv 2304.06716)",
     "resenc": "nnU-Net's residual encoder U-Net (ResEnc; Isensee et al., MICCAI 2024, arXiv 2404.09556)",
+    "swin": "a transformer of shifted windows (SwinUNETR; Hatamizadeh et al., 2022, arXiv 2201.01266)",
 }  # by the backbone's kind where that has words of its own, else by its family
 METRICS = {
     "dice": "Dice",
@@ -94,7 +95,7 @@ def _pretraining(config: Mapping[str, Any]) -> str:
     study, said = config["study"], []
     for backbone, inits in study["inits"].items():
         family = config["backbones"][backbone]["family"]
-        network = NETWORKS.get(config["backbones"][backbone][family].get("kind"), NETWORKS[family])
+        network = NETWORKS.get(config["backbones"][backbone].get(family, {}).get("kind"), NETWORKS[family])
         methods = [METHODS.get(init, init) for init in inits if init != "scratch"]
         start = " and from random weights" if "scratch" in inits else ""
         title = config["backbones"][backbone]["title"]
