@@ -136,8 +136,7 @@ def main() -> None:
     config, output = asked.config.resolve(), asked.output.resolve()
     os.chdir(asked.folder)
     run_study(Path.cwd(), config, "--until", "intake")
-    with tempfile.TemporaryDirectory() as folder:
-        told = forecast.forecast(config, Path(folder).resolve() / "probe")
+    told = forecast.forecast(config, Path("probe").resolve())
     run_study(Path.cwd(), config)
     lines = compare(told, Path(told["results"]))
     about = {"threads": 1, **machine.describe(torch.device("cpu"))}

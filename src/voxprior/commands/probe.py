@@ -93,7 +93,8 @@ def write(folder: Path, study: dict[str, Any], size: Size, channels: list[str], 
     import yaml
 
     if (given / "config").is_dir():
-        shutil.copytree(given / "config", folder / "config", ignore=shutil.ignore_patterns("*.csv", "config.yaml"))
+        left_out = shutil.ignore_patterns("config.yaml")
+        shutil.copytree(given / "config", folder / "config", ignore=left_out, dirs_exist_ok=True)
     for name, cases, start in (("probed", _CASES, 0), ("more", 1, _CASES)):
         for number in range(start, start + cases):
             _write_case(folder / "scans" / name, f"case_{number}", size, channels, len(study["classes"]), number)

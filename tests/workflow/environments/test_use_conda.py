@@ -13,6 +13,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 # Tells of every Python that starts in the environment.
 WITNESS = "import os, sys\nopen(os.path.join(sys.prefix, 'started'), 'a').write(' '.join(sys.argv[1:2]) + '\\n')\n"
+SMALLER = {"inits": {"mini_vit": ["scratch", "mae"]}, "methods": {}, "split": {"test": 2, "val": 1, "budgets": [1]}}
+# A post-deploy script that installs nothing.
 SMALL = '#!/usr/bin/env bash\nprintf "%s" "$VOXPRIOR_HOME" > "$CONDA_PREFIX/deployed"\n'
 
 
@@ -79,7 +81,7 @@ def test_without_an_index_the_installation_says_what_to_do(conda, channel, tmp_p
 
 
 def test_the_small_study_runs_in_an_environment_of_the_whole_lock(conda, tmp_path, snakemake, write_study, jobs):
-    study = write_study(tmp_path / "study")
+    study = write_study(tmp_path / "study", **SMALLER)
     first = snakemake(study, "--cores", "2", "--until", "prepare")
     assert first.returncode == 0, first.text
     assert "prepare" not in jobs(snakemake(study, "-n", "--use-conda").text), "switching it on recomputes nothing"
