@@ -76,7 +76,7 @@ def test_without_an_index_the_installation_says_what_to_do(conda, channel, tmp_p
             patch.setenv(name, value)
         done = snakemake(write_study(tmp_path / "s"), "--cores", "1", "--use-conda")
     assert done.returncode != 0
-    assert "could not be installed into" in done.text and "UV_FIND_LINKS" in done.text
+    assert "could not be installed into" in done.text and "PIP_FIND_LINKS" in done.text
     assert not list((tmp_path / "s/.snakemake/conda").glob("*/bin")), "a half-made environment would be used next time"
 
 
