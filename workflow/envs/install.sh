@@ -44,4 +44,4 @@ if [ -n "$uv" ]; then
         ${PIP_NO_INDEX:+--no-index} -c "$project/constraints.txt" -e "$project$extra" || failed
 else
     "$python" -m pip install -c "$project/constraints.txt" -e "$project$extra" || failed
-fi
+fi; exit # on one line: a shell reads on after an installation of minutes, from a file that may be another by then

@@ -109,7 +109,9 @@ def test_environment_yml_becomes_an_environment(conda, tmp_path):
     shutil.copy(ROOT / "environment.yml", tmp_path)
     (tmp_path / "constraints.txt").write_text("einops==0.8.1\n")
     lines = ["[project]", 'name = "voxprior"', 'version = "0.1.0"', "[project.optional-dependencies]"]
-    (tmp_path / "pyproject.toml").write_text("\n".join([*lines, 'test = ["einops"]']))
+    (tmp_path / "pyproject.toml").write_text(
+        "\n".join([*lines, 'test = ["einops"]', "[tool.setuptools]", "packages = []"])
+    )
     prefix = tmp_path / "made"
     command = ["conda", "env", "create", "--file", tmp_path / "environment.yml", "--prefix", prefix]
     done = subprocess.run(command, capture_output=True, text=True)
