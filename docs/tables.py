@@ -240,7 +240,7 @@ def forecast() -> str:
         said, took = (f"{line[key]:,.0f} s" for key in ("forecast_s", "measured_s"))
         rows.append([line["what"], str(line["jobs"]), said, took, ratio, *sizes])
     head = ["stage", "jobs", "forecast", "measured", "ratio", "memory, forecast / measured", "disk"]
-    where = f"Processor time. {told['study_is']}. {told['device']}, {told['threads']} thread, torch {told['torch']}"
+    where = f"Processor time. {told['device']}, {told['threads']} thread, torch {told['torch']}"
     return f"{table(head, rows)}\n\n{where}, {told['date']}."
 
 
