@@ -1,9 +1,7 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
-`performance.md`, `statistics.md` and `scale.md` show JSON files of `benchmarks/`, `results.md` the tables that
-`voxprior compare` wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a
-page is left alone.
-`--check` writes nothing and ends with code 1 where a page and its files differ.
+`results.md` shows the tables that `voxprior compare` wrote for a study, the other pages JSON files of `benchmarks/` and
+of tests. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone. `--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 
 import argparse
@@ -264,6 +262,26 @@ def metrics() -> str:
     return f"{table(head, rows)}\n\n{where}; peak beyond the two maps."
 
 
+# ------------------------------------------------------------------------------------------------- environments.md
+def forecast() -> str:
+    """What the forecast said of a study and what that took: one line per stage of `forecast_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "forecast_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for line in told["lines"]:
+        sizes = [
+            f"{line[f'forecast_{name}'] / 2**20:,.0f} / {line[name] / 2**20:,.0f} MiB"
+            if line.get(f"forecast_{name}") and line.get(name)
+            else ""
+            for name in ("peak_bytes", "disk_bytes")
+        ]
+        ratio = f"{line['ratio']:.2f}, {'met' if line['met'] else 'missed'}"
+        said, took = (f"{line[key]:,.0f} s" for key in ("forecast_s", "measured_s"))
+        rows.append([line["what"], str(line["jobs"]), said, took, ratio, *sizes])
+    head = ["stage", "jobs", "forecast", "measured", "ratio", "memory, forecast / measured", "disk"]
+    where = f"Processor time. {told['device']}, {told['threads']} thread, torch {told['torch']}"
+    return f"{table(head, rows)}\n\n{where}, {told['date']}."
+
+
 # ------------------------------------------------------------------------------------------------- statistics.md
 COUNTED = {
     "intervals": "95 % intervals that hold the truth (goal 93 to 97 %)",
@@ -494,6 +512,7 @@ PAGES = {
         "prediction": prediction,
         "metrics": metrics,
     },
+    "environments.md": {"forecast": forecast},
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
     "scale.md": {"plans": plans, "growth": growth, "shards": shards, "paper": paper, "feeding": feeding},

@@ -12,8 +12,8 @@ python="$environment/bin/python"
 failed() {
     cat >&2 <<END
 voxprior: the packages of $project/constraints.txt could not be installed into $environment.
-See above what is missing. Without a network, set UV_FIND_LINKS and PIP_FIND_LINKS to a folder with their wheels,
-or UV_DEFAULT_INDEX and PIP_INDEX_URL to a package index that can be reached: docs/environments.md, "offline machines".
+See above what is missing. Without a network, set PIP_FIND_LINKS to a folder with their wheels and PIP_NO_INDEX to 1,
+or PIP_INDEX_URL to a package index that can be reached: docs/environments.md, "offline machines".
 END
     exit 1
 }
@@ -41,7 +41,7 @@ if [ -z "$uv" ] && "$python" -m pip install --quiet -c "$project/constraints.txt
 fi
 if [ -n "$uv" ]; then
     "$uv" pip install --python "$python" --compile-bytecode ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} \
-        -c "$project/constraints.txt" -e "$project$extra" || failed
+        ${PIP_NO_INDEX:+--no-index} -c "$project/constraints.txt" -e "$project$extra" || failed
 else
     "$python" -m pip install -c "$project/constraints.txt" -e "$project$extra" || failed
-fi
+fi; exit # on one line: a shell reads on after an installation of minutes, from a file that may be another by then

@@ -93,7 +93,8 @@ def write(folder: Path, study: dict[str, Any], size: Size, channels: list[str], 
     import yaml
 
     if (given / "config").is_dir():
-        shutil.copytree(given / "config", folder / "config", ignore=shutil.ignore_patterns("*.csv", "config.yaml"))
+        left_out = shutil.ignore_patterns("config.yaml")
+        shutil.copytree(given / "config", folder / "config", ignore=left_out, dirs_exist_ok=True)
     for name, cases, start in (("probed", _CASES, 0), ("more", 1, _CASES)):
         for number in range(start, start + cases):
             _write_case(folder / "scans" / name, f"case_{number}", size, channels, len(study["classes"]), number)
@@ -151,8 +152,8 @@ def _small(study: dict[str, Any], inits: dict[str, list[str]], given: Path) -> d
     return small
 
 
-def _snakemake(folder: Path, config: dict[str, Any], until: str) -> None:
-    """Runs the workflow up to a rule, one job at a time.
+def _snakemake(folder: Path, config: dict[str, Any], *wanted: str) -> None:
+    """Runs part of the workflow, one job at a time.
 
     Raises:
         Refusal: a job failed; the sentence says where its output lies.
@@ -163,11 +164,11 @@ def _snakemake(folder: Path, config: dict[str, Any], until: str) -> None:
 
     (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "snakemake", "-s", str(PROJECT / "Snakefile"), "--directory", str(folder)]
-    done = subprocess.run([*command, "--cores", "1", "--until", until], capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([*command, "--cores", "1", *wanted], capture_output=True, text=True, cwd=folder)
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if "voxprior:" in line or "Error" in line]
         words = said[0].strip() if said else "Snakemake ended with " + str(done.returncode)
-        raise Refusal(f"the probe stopped at {until}: {words}: mend the study, `snakemake -n` shows its plan")
+        raise Refusal(f"the probe stopped at {wanted[-1]}: {words}: mend the study, `snakemake -n` shows its plan")
 
 
 def run(folder: Path, study: dict[str, Any], files: set[str], given: Path) -> Probe:
@@ -185,11 +186,13 @@ def run(folder: Path, study: dict[str, Any], files: set[str], given: Path) -> Pr
     learned = {b: [init for init in on if init != "scratch" and init not in files] for b, on in study["inits"].items()}
     _tell("pretraining each method for some steps")
     if any(learned.values()):
-        _snakemake(folder, _small(study, {b: on for b, on in learned.items() if on}, given), "pretrain")
+        _snakemake(folder, _small(study, {b: on for b, on in learned.items() if on}, given), "--until", "pretrain")
     # A fine-tuning costs the same from any encoder; from scratch it has a recipe of its own.
     chosen = {b: _few(on, learned[b]) for b, on in study["inits"].items()}
     _tell("fine-tuning each backbone for some steps, segmenting two cases")
-    _snakemake(folder, _small(study, chosen, given), "predict")
+    small = _small(study, chosen, given)
+    _snakemake(folder, small, "--until", "predict")
+    _snakemake(folder, small, "results/cards/score.json")
     _tell("scoring")
     return _read(folder, folder / "results")
 
@@ -308,22 +311,7 @@ def _score(folder: Path, results: Path) -> tuple[Job, float]:
     for count in (1, 2):
         given = folder / f"score{count}.json"
         given.write_text(json.dumps({**told, "cases": told["cases"][:count]}), encoding="utf-8")
-        command = [sys.executable, "-m", "voxprior", "score", "--card", str(_score_card(results))]
+        command = [sys.executable, "-m", "voxprior", "score", "--card", str(results / "cards/score.json")]
         command += ["--cases", str(results / "intake/probed/cases.csv"), "--predictions", str(given)]
         took.append(timed([*command, "--output", str(folder / "scores.csv")], folder))
     return took[0], max(0.0, took[1].seconds - took[0].seconds)
-
-
-def _score_card(results: Path) -> Path:
-    """Writes the card of the scores: the workflow stopped before it."""
-    from voxprior import cards
-    from voxprior.configuration import Resolved
-    from voxprior.strict import read_model
-    from voxprior.whole import write_json
-
-    resolved = read_model(Resolved, results / "config.json", "correct the study")
-    classes = resolved.datasets["probed"].classes
-    values = {"probed": [classes[name] for name in resolved.study.classes]}
-    card = cards.ScoreCard(classes=resolved.study.classes, datasets=values, score=resolved.study.score)
-    write_json(results / "score_card.json", card.model_dump(mode="json"))
-    return results / "score_card.json"

@@ -147,7 +147,7 @@ def containers() -> Iterator[Line]:
             yield (
                 "ok",
                 "container",
-                f"{name} {'.'.join(map(str, numbers(told[1])))}, {image or 'VOXPRIOR_IMAGE not set'}",
+                f"{name} {named(told[1])}, {image or 'VOXPRIOR_IMAGE not set'}",
             )
             return
     others = [name for name in ("docker", "podman") if shutil.which(name)]

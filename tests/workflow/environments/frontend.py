@@ -48,6 +48,9 @@ async def create(file: Path, prefix: Path) -> None:
             requirements.flush()
             pip = [prefix / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements.name]
             subprocess.run(pip, check=True, cwd=file.parent)
+    # At once: rattler's threads now and then meet an interpreter that is going away, and crash.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main(words: list[str]) -> None:

@@ -181,8 +181,8 @@ def test_uv_is_given_the_lock_and_what_pip_was_told(install):
     plain = install(ROOT, "test,dicom", **settings).stdout
     assert plain.splitlines()[0].endswith(f"--compile-bytecode -c {ROOT}/constraints.txt -e {ROOT}[test,dicom]")
     assert plain.splitlines()[1] == "links=/wheels index=http://mirror/simple"
-    bare = install(ROOT, TORCH_BACKEND="cpu").stdout
-    assert "--torch-backend cpu" in bare and f"-e {ROOT}\n" in bare
+    bare = install(ROOT, TORCH_BACKEND="cpu", PIP_NO_INDEX="1").stdout
+    assert "--torch-backend cpu --no-index" in bare and f"-e {ROOT}\n" in bare
     assert "links=unset index=unset" in bare, "an empty variable is no setting"
 
 

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 # Tells of every Python that starts in the environment.
 WITNESS = "import os, sys\nopen(os.path.join(sys.prefix, 'started'), 'a').write(' '.join(sys.argv[1:2]) + '\\n')\n"
+SMALLER = {"inits": {"mini_vit": ["scratch", "mae"]}, "methods": {}, "split": {"test": 2, "val": 1, "budgets": [1]}}
+# A post-deploy script that installs nothing.
 SMALL = '#!/usr/bin/env bash\nprintf "%s" "$VOXPRIOR_HOME" > "$CONDA_PREFIX/deployed"\n'
 
 
@@ -74,12 +76,12 @@ def test_without_an_index_the_installation_says_what_to_do(conda, channel, tmp_p
             patch.setenv(name, value)
         done = snakemake(write_study(tmp_path / "s"), "--cores", "1", "--use-conda")
     assert done.returncode != 0
-    assert "could not be installed into" in done.text and "UV_FIND_LINKS" in done.text
+    assert "could not be installed into" in done.text and "PIP_FIND_LINKS" in done.text
     assert not list((tmp_path / "s/.snakemake/conda").glob("*/bin")), "a half-made environment would be used next time"
 
 
 def test_the_small_study_runs_in_an_environment_of_the_whole_lock(conda, tmp_path, snakemake, write_study, jobs):
-    study = write_study(tmp_path / "study")
+    study = write_study(tmp_path / "study", **SMALLER)
     first = snakemake(study, "--cores", "2", "--until", "prepare")
     assert first.returncode == 0, first.text
     assert "prepare" not in jobs(snakemake(study, "-n", "--use-conda").text), "switching it on recomputes nothing"
@@ -107,7 +109,9 @@ def test_environment_yml_becomes_an_environment(conda, tmp_path):
     shutil.copy(ROOT / "environment.yml", tmp_path)
     (tmp_path / "constraints.txt").write_text("einops==0.8.1\n")
     lines = ["[project]", 'name = "voxprior"', 'version = "0.1.0"', "[project.optional-dependencies]"]
-    (tmp_path / "pyproject.toml").write_text("\n".join([*lines, 'test = ["einops"]']))
+    (tmp_path / "pyproject.toml").write_text(
+        "\n".join([*lines, 'test = ["einops"]', "[tool.setuptools]", "packages = []"])
+    )
     prefix = tmp_path / "made"
     command = ["conda", "env", "create", "--file", tmp_path / "environment.yml", "--prefix", prefix]
     done = subprocess.run(command, capture_output=True, text=True)
