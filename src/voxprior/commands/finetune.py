@@ -21,6 +21,8 @@ def run(
 ) -> None:
     """Fine-tunes and writes `model.safetensors`, `load_report.json`, journal, clock and `summary.json` into `output`.
 
+    One of several processes, as the environment says, takes its share of each batch; the first of them writes.
+
     Raises:
         Refusal: the encoder does not belong to the card or does not fit, the budget is not in the splits, or the loss
             is not finite.
@@ -31,7 +33,7 @@ def run(
     from voxprior.data.files import sha256_of
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import kept, summary
+    from voxprior.engine import group, kept, summary
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
@@ -48,23 +50,29 @@ def run(
     key, reads = cards.card_hash(card), content_key(index, cases, inputs["encoder_sha256"], seen)
     if not card.ema:
         (output / "last.safetensors").unlink(missing_ok=True)  # of an earlier run
-    if kept.give_back(output, work, key, reads):
+    with group.joined(where) as here:
+        if group.first_says(lambda: kept.give_back(output, work, key, reads)):
+            return
+        network, report = _build(card, card_path, encoder)
+        if here.rank == 0:
+            print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
+        config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5), ema=card.ema)
+        model, region = segment.Model(config, network), segment.region(config)
+        cores = max(1, threads // here.local_size)
+
+        def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
+            return regions(
+                index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
+                workers="auto" if cuda else 0, cores=cores, pin=cuda, labels=True, foreground=card.foreground,
+                **group.share(),
+            )  # fmt: skip
+
+        name = f"finetune {card.init}"
+        rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
+        plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
+        outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
+    if here.rank:
         return
-    network, report = _build(card, card_path, encoder)
-    print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
-    config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5), ema=card.ema)
-    model, region = segment.Model(config, network), segment.region(config)
-
-    def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
-        return regions(
-            index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
-            workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
-        )  # fmt: skip
-
-    name = f"finetune {card.init}"
-    rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
-    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
-    outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
     written = _write(output, model, card, plan, index, cases, report)
     told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told, written)
@@ -77,6 +85,7 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
         Refusal: a run is to end early by patients that are not there.
     """
     from voxprior.data.loaders import regions
+    from voxprior.engine import group
     from voxprior.engine.device import autocast
     from voxprior.engine.loop import Watch
     from voxprior.segment.model import crop_dice
@@ -96,7 +105,7 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
             steps = -(-crops // card.batch_size)
             found = regions(
                 index, cases, region, seed=0, batch_size=card.batch_size, steps=steps, labels=True,
-                foreground=card.foreground,
+                foreground=card.foreground, **group.share(),
             )  # fmt: skip
             kept.extend(batch for _, _, batch in found)
         with autocast(where, card.precision):

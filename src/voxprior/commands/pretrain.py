@@ -23,7 +23,8 @@ def run(
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
     `indexes`: the study's own dataset first, then those that are only pretrained on, all of their cases.
-    `compiled`: whether torch compiles the networks; None: on CUDA, where it can.
+    `compiled`: whether torch compiles the networks; None: on CUDA, where it can. One of several processes, as the
+    environment says, takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
@@ -34,7 +35,7 @@ def run(
     from voxprior.data.cache import content_key
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import kept, summary
+    from voxprior.engine import group, kept, summary
     from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
     from voxprior.engine.step import Plan
@@ -43,26 +44,29 @@ def run(
     where = devices.pick(device, threads)
     index, pool, others = _pool(indexes, splits, card.fold)
     key, reads = cards.card_hash(card), content_key(index, pool, *(content_key(*other) for other in others))
-    if kept.give_back(output, work, key, reads):
+    size, cuda = card.pretrain.batch_size, where.type == "cuda"
+    with group.joined(where) as here:
+        if group.first_says(lambda: kept.give_back(output, work, key, reads)):
+            return
+        model, region, rules = build(card, card_path)
+        for path, cases in ((index, pool), *others):
+            _check_sizes(card, path, cases)
+        recipe, steps = recipe_of(card, card_path), steps_for(card.pretrain.voxels, size, model.student_voxels)
+
+        def batches(start: int, size: int = size, steps: int = steps) -> Any:
+            return regions(
+                index, pool, region, seed=card.pretrain.seed, batch_size=size, steps=steps, start_step=start,
+                # On the CPU workers would take the cores that compute.
+                workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), pin=cuda, others=others,
+                **group.share(),
+            )  # fmt: skip
+
+        how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
+        plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
+        before = _measures(model)
+        outcome = train(model, batches, plan)
+    if here.rank:
         return
-    model, region, rules = build(card, card_path)
-    for path, cases in ((index, pool), *others):
-        _check_sizes(card, path, cases)
-    recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
-    steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
-    workers: Any = "auto" if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
-
-    def batches(start: int, size: int = size, steps: int = steps) -> Any:
-        seed, pin = card.pretrain.seed, where.type == "cuda"
-        return regions(
-            index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers,
-            cores=threads, pin=pin, others=others,
-        )  # fmt: skip
-
-    how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
-    plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
-    before = _measures(model)
-    outcome = train(model, batches, plan)
     content = card.model_dump(mode="json")
     _write_encoder(output / "encoder.safetensors", model, content, key)
     _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from voxprior.engine import group
 from voxprior.engine.device import autocast
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
@@ -144,11 +145,16 @@ def reduce_terms(terms: Mapping[str, Term]) -> tuple[Tensor, Tensor, list[str]]:
     return add(sums * inverse), torch.cat([add(means)[None], means]), list(terms)
 
 
-def _sum_gradients(parameters: list[nn.Parameter]) -> None:
-    if dist.is_initialized():
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+class Reduced(nn.Module):
+    """A model with its terms reduced: what several processes call as one module, whose output is the loss itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, views: Any, progress: float) -> tuple[Tensor, Tensor, list[str]]:
+        """Returns what `reduce_terms` makes of the model's terms."""
+        return reduce_terms(self.model(views, progress))
 
 
 def _own(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,7 +181,7 @@ def compile_networks(model: nn.Module, backend: str) -> None:
 
 
 class Learner:
-    """A model and its optimiser on their device: takes steps."""
+    """A model and its optimiser on their device: takes steps, with those of the other processes where there are any."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
@@ -187,7 +193,9 @@ class Learner:
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.rate = 0.0  # of what learns in the ordinary way
-        self.flops = 0  # of the costliest step that was counted
+        self.flops = 0  # of the costliest step that was counted, over all processes
+        self.member = group.member()
+        self.reduced: nn.Module = Reduced(model)
         # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
         self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
         if plan.compiler is not None:
@@ -208,7 +216,7 @@ class Learner:
             # are not counted: how many samples an augmentation works on depends on the device.
             with counter() as counted, torch.compiler.set_stance("force_eager"):
                 values = self._learn(step, views)
-            self.flops = max(self.flops, counted.get_total_flops())
+            self.flops = max(self.flops, counted.get_total_flops() * self.member.size)
             return values
         if self.plan.compiler is None:
             return self._learn(step, views)
@@ -239,12 +247,17 @@ class Learner:
         model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
         self._set_rates(step)
         with autocast(plan.device, plan.precision):
-            loss, values, names = reduce_terms(model(views, at))
+            loss, values, names = self.reduced(views, at)
         loss.backward()
-        _sum_gradients(self.parameters)
+        first = self.member.size > 1 and isinstance(self.reduced, Reduced)
+        all_used = first and group.add_gradients(self.parameters)
         norm = self._clip()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if first:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)  # those that join later belong to it too
+            self.reduced = group.summing(self.reduced, all_used)
         model.after_step(at, plan.total_steps)
         bad = ~torch.isfinite(values[0] + norm) & (self.broken < 0)
         self.broken.masked_fill_(bad, step)
