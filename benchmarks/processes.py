@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import arms
 import numpy as np
 import torch
 from machine import describe, write
@@ -28,23 +27,37 @@ from voxprior.data import cache, phantoms, volume
 from voxprior.engine import members, step
 from voxprior.errors import EXIT_RESUMABLE, Resumable
 from voxprior.maths.ema import relative_distance
+from voxprior.methods import load
+from voxprior.nets.backbones import Backbone
 from voxprior.nets.weights import read_weights
 
 CLASSES, SAMPLES, QUANTUM = 2, 4, 1 / 1000
 LABELS = ["liver", "spleen"]
-# What a process could get wrong: statistics over samples, a centre, a teacher's ranking, frozen parts, LARS, averages.
-CHANGES: dict[str, dict[str, Any]] = {
-    "byol": {"view_vox": (16, 24, 24), "head_norm": "batch"},
-    "pgl": {"view_vox": (16, 24, 24), "head_norm": "batch", "optimiser": "lars", "lars_lr": 20.0},
-    "glmae": {"frozen_share": 0.2},
-    "anatomask": {"decoder_norm": "batch"},
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vit": {"patch_vox": 8, "width": 24, "depth": 4, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4},
+    "cnn": {"channels": [4, 8, 16, 16], "blocks": 1, "pretrained_stages": 3},
 }
+FAMILY = {"byol": "cnn", "spark": "cnn", "anatomask": "cnn", "finetune": "cnn"}  # of all others: vit
+_DECODER = {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2}
+_HEADS = {"view_vox": (16, 16, 16), "parent": 1.4, "head_hidden": 32, "head_out": 16, "head_norm": "batch"}
+_PAINT = {"crop_vox": (24, 16, 24), "decoder_width": 16}
+# With what a process could get wrong: statistics over samples, a centre, a teacher's ranking, frozen parts, LARS.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mae": {"crop_vox": (24, 16, 24), **_DECODER},
+    "glmae": {
+        "region_vox": (24, 24, 24), "global_vox": (16, 16, 16), "local_views": 2, "local_vox": (16, 16, 16), **_DECODER,
+        "head_hidden": 32, "head_width": 16, "prototypes": 32, "frozen_share": 0.2,
+    },
+    "byol": _HEADS,
+    "pgl": {**_HEADS, "optimiser": "lars", "lars_lr": 20.0},
+    "spark": _PAINT,
+    "anatomask": {**_PAINT, "decoder_norm": "batch"},
+}  # fmt: skip
+ADAMW = {"lr": 1e-3, "weight_decay": 0.01}
 # AdamW divides each gradient by its own size. Where a true gradient is 0, as that of a bias before a norm, what is left
-# is rounding, and becomes a full step: two runs that round differently part within a few steps, whatever is right.
-# These arms, convolutional ones, take LARS, which does not.
-LARS = {"optimiser": "lars", "lr": 0.01, "weight_decay": 0.01}
-STEEP = ("byol", "spark", "anatomask", "finetune")
-FAMILY = {"byol": "cnn", "pgl": "vit"}
+# is rounding, and becomes a full step: in float32 two runs that round differently part within a few steps, whatever is
+# right. Convolutional arms take LARS there, which does not.
+LARS = {"optimiser": "lars", "lr": 0.1, "weight_decay": 0.01}
 SEGMENTING = ("finetune", "finetune_joined")
 ALL = ("mae", "glmae", "byol", "pgl", "spark", "anatomask", *SEGMENTING)
 
@@ -55,6 +68,7 @@ class Bench:
 
     folder: Path
     steps: int
+    double: bool = False  # all numbers in float64, so that rounding cannot grow to anything that is seen
     shard: bool = False
 
     @property
@@ -71,7 +85,7 @@ class Bench:
 def make_study(folder: Path) -> None:
     """Caches eight phantoms as `prepare` would have, and writes their split."""
     entries = []
-    shapes = [(40, 48, 44), (24, 48, 44), (40, 28, 44), (36, 40, 30)] * 2
+    shapes = [(20, 24, 22), (18, 24, 22), (20, 18, 22), (20, 24, 18)] + 4 * [(20, 24, 22)]
     for number, shape in enumerate(shapes):
         name = f"phantom_{number}"
         voxels, labels = phantoms.make(number, shape, CLASSES)
@@ -98,26 +112,24 @@ def make_study(folder: Path) -> None:
 
 def card_of(bench: Bench, arm: str) -> Path:
     """Writes the run card of an arm and returns its path."""
-    backbones = arms.SIZES["tiny"]
-    rest: dict[str, Any] = {"fold": 0, "recipe": LARS if arm in STEEP else {"lr": 1e-3, "weight_decay": 0.01}}
+    family = FAMILY.get(arm, "vit")
+    rest: dict[str, Any] = {"fold": 0, "recipe": ADAMW if bench.double or family == "vit" else LARS}
     if arm in SEGMENTING:
-        backbone = backbones["cnn" if arm == "finetune" else "vit"]
         rest |= {"init": "scratch", "classes": LABELS, "steps": bench.steps, "batch_size": SAMPLES, "budget": 4}
-        rest |= {"crop_vox": [32, 32, 32], "foreground": 0.5, "precision": "fp32", "seed": 0, "validations": 4}
+        rest |= {"crop_vox": [16, 16, 16], "foreground": 0.5, "precision": "fp32", "seed": 0, "validations": 4}
         rest["prepare"] = {"spacing_zyx_mm": [3, 2, 2], "intensity": {"kind": "window", "low": -200, "high": 300}}
         rest["ema"] = 0.25
         if arm == "finetune_joined":
-            rest["recipe"] |= {"transfer": "decoder_first", "frozen": 0.4}
+            rest["recipe"] = {**ADAMW, "transfer": "decoder_first", "frozen": 0.4}
             rest |= {"init": "mae", "init_card": card_hash(read_card("pretrain", card_of(bench, "mae")))}
     else:
-        module, config = arms.load(arm), arms.config_of(arm, "tiny")
-        accepted = [name for name, backbone in backbones.items() if module.accepts(backbone) is None]
-        backbone = backbones[FAMILY.get(arm, accepted[0])]
-        config = type(config)(**{**config.model_dump(), **CHANGES.get(arm, {})})
-        voxels = module.Model(config, backbone.encoder()).student_voxels * SAMPLES * bench.steps
+        module, backbone = load(arm), Backbone(family, family, NETWORKS[family])
+        config = module.Config(**CONFIGS[arm])
+        with torch.device("meta"):
+            voxels = module.Model(config, backbone.encoder()).student_voxels * SAMPLES * bench.steps
         rest |= {"method": arm, "config": config.model_dump(mode="json")}
         rest["pretrain"] = {"voxels": voxels, "batch_size": SAMPLES, "precision": "fp32"}
-    network = {"backbone": backbone.name, "family": backbone.family, "architecture": backbone.architecture}
+    network = {"backbone": family, "family": family, "architecture": NETWORKS[family]}
     path = bench.folder / f"{arm}.json"
     path.write_text(json.dumps(network | rest))
     return path
@@ -127,6 +139,9 @@ def verb_of(bench: Bench, arm: str, run: Path) -> Callable[[], None]:
     """Makes the call of the command."""
     card, more = card_of(bench, arm), {"shard": True} if bench.shard else {}
     places = bench.splits, run / "out", run / "work"
+    if bench.double:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     if arm not in SEGMENTING:
         return lambda: pretrain.run(card, [bench.index], *places, 1, "cpu", **more)
     encoder = bench.folder / "mae" / "1" / "out" / "encoder.safetensors" if arm == "finetune_joined" else None
@@ -252,6 +267,7 @@ def main() -> None:
     parser.add_argument("--processes", default="2,4", help="numbers, with commas")
     parser.add_argument("--resumed", default="1,4", help="numbers of processes that go on; empty: nothing is broken")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--double", action="store_true", help="all numbers in float64, and AdamW everywhere")
     parser.add_argument("--shard", action="store_true", help="weights in parts (FSDP2)")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
@@ -259,13 +275,14 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), asked.steps, asked.shard)
+        bench = Bench(Path(folder), asked.steps, asked.double, asked.shard)
         make_study(bench.folder)
         for arm in asked.arms.split(","):
             rows.append(measure(bench, arm, numbers, ends))
             print(json.dumps(rows[-1]))
+    told = {"steps": asked.steps, "samples": SAMPLES, "double": asked.double, "shard": asked.shard}
     if asked.output:
-        write(asked.output, {**describe(torch.device("cpu")), "steps": asked.steps, "samples": SAMPLES, "shard": asked.shard, "arms": rows})
+        write(asked.output, {**describe(torch.device("cpu")), "arms": rows, **told})
 
 
 if __name__ == "__main__":

@@ -128,10 +128,10 @@ def summing(module: nn.Module, all_used: bool) -> nn.Module:
         all_used: every one gets a gradient in every step. Not so where prototypes are frozen, stages lie below the map
             in use, or an encoder joins later; torch then looks for them in each step.
     """
+    # A kernel of one voxel lies in memory in more than one way; torch copies its gradient and warns.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has a new name from torch 2.12 on
-        # A kernel of one voxel lies in memory in more than one way; torch copies its gradient, once, and warns.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         parallel = nn.parallel.DistributedDataParallel(
             module, broadcast_buffers=False, find_unused_parameters=not all_used, gradient_as_bucket_view=True
         )
