@@ -24,7 +24,7 @@ from machine import describe, write
 from voxprior.cards import card_hash, read_card
 from voxprior.commands import finetune, pretrain
 from voxprior.data import cache, phantoms, volume
-from voxprior.engine import members, step
+from voxprior.engine import members, shards, step
 from voxprior.errors import EXIT_RESUMABLE, Resumable
 from voxprior.maths.ema import relative_distance
 from voxprior.methods import load
@@ -137,15 +137,17 @@ def card_of(bench: Bench, arm: str) -> Path:
 
 def verb_of(bench: Bench, arm: str, run: Path) -> Callable[[], None]:
     """Makes the call of the command."""
-    card, more = card_of(bench, arm), {"shard": True} if bench.shard else {}
+    card = card_of(bench, arm)
     places = bench.splits, run / "out", run / "work"
+    if bench.shard:
+        os.environ[shards.FROM] = "0"
     if bench.double:
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     if arm not in SEGMENTING:
-        return lambda: pretrain.run(card, [bench.index], *places, 1, "cpu", **more)
+        return lambda: pretrain.run(card, [bench.index], *places, 1, "cpu")
     encoder = bench.folder / "mae" / "1" / "out" / "encoder.safetensors" if arm == "finetune_joined" else None
-    return lambda: finetune.run(card, bench.index, *places, encoder, 1, "cpu", **more)
+    return lambda: finetune.run(card, bench.index, *places, encoder, 1, "cpu")
 
 
 def start(call: Callable[[], None], processes: int, harm: dict[str, Any] | None = None) -> list[int]:

@@ -45,7 +45,9 @@ def test_two_processes_stop_together_and_one_goes_on_to_the_losses_of_one(tiny_s
     long = {**STEPS, "voxels": 4000 * 4 * 16**3}
     words = command(tiny_study, two, 2, pretrain=long)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    until(lambda: (two / "work" / "journal.jsonl").exists() and (two / "work" / "journal.jsonl").stat().st_size, process)
+    until(
+        lambda: (two / "work" / "journal.jsonl").exists() and (two / "work" / "journal.jsonl").stat().st_size, process
+    )
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == EXIT_RESUMABLE, told

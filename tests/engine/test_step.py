@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from voxprior.configuration import Recipe
-from voxprior.engine import group, step
+from voxprior.engine import group as processes
+from voxprior.engine import step
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
 from voxprior.errors import Refusal
@@ -255,11 +256,11 @@ def _one_of_two(rank: int, folder: str) -> None:
     gradients = []
     for overlapping in (False, True):
         line = step.Reduced(Line())
-        called = group.summing(line, all_used=True) if overlapping else line
+        called = processes.summing(line, all_used=True) if overlapping else line
         loss, values, _ = called(data, 0.0)
         loss.backward()
         if not overlapping:
-            assert group.add_gradients(list(line.parameters()))
+            assert processes.add_gradients(list(line.parameters()))
         gradients.append(line.model.weight.grad.clone())
     torch.save((values, gradients), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

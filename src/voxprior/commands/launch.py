@@ -90,7 +90,9 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> tuple[int, int | None]:
     if not failed:
         return 0, None
     # Killed first, refused next, then the first that broke down; 75 is what the others make of a lost connection.
-    culprit = min(failed, key=lambda rank: (failed[rank] == EXIT_RESUMABLE, failed[rank] >= 0, failed[rank] != EXIT_REFUSED))
+    culprit = min(
+        failed, key=lambda rank: (failed[rank] == EXIT_RESUMABLE, failed[rank] >= 0, failed[rank] != EXIT_REFUSED)
+    )
     code = failed[culprit]
     return (128 - code if code < 0 else code), culprit
 

@@ -36,7 +36,7 @@ def _local() -> tuple[int, int]:
     return told.local_rank, told.local_size
 
 
-def share() -> dict[str, int]:
+def share() -> dict[str, Any]:
     """Says to the loader which samples of each batch are this process's."""
     here = member()
     return {"rank": here.rank, "world_size": here.size}

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from voxprior.engine import group
+from voxprior.engine import group, shards
 from voxprior.engine import state as states
 from voxprior.engine.device import peak_flops
 from voxprior.engine.journal import Damaged, Journal, Nowhere, progress
@@ -94,7 +93,10 @@ class _Run(Learner):
         if saved:
             model.load_state_dict(saved["model"])
         super().__init__(model, plan)
-        if saved:
+        self.given = model
+        if saved and self.divided:
+            shards.load_optimiser(self.optimiser, saved["optimiser"])
+        elif saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.told: dict[str, Any] = saved.get("told", {"seconds": 0.0, "flops": 0, "final": {}})
         self.flops = self.told["flops"]
@@ -158,18 +160,21 @@ class _Run(Learner):
             )
 
     def save(self, step: int) -> None:
-        """Saves the state from which `step` is the next one. Process 0 writes it; any number of them can go on from it."""
+        """Saves the state from which `step` is the next one. Process 0 writes it; any number can go on from it."""
         self.check()
+        content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        content = shards.whole(content) if self.divided else content
         if self.member.rank == 0:
             seconds = {"seconds": self.seconds(), "device_seconds": self.device_seconds()}
             told = {**self.told, **seconds, "flops": self.flops}
             marks = [self.journal.mark(), self.clock.mark()]
-            content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
             states.save(self.plan.work, self.plan.key, step, {**content, "marks": marks, "told": told})
         self.saved = time.monotonic()
 
     def outcome(self) -> Outcome:
-        """Tells how the run ended."""
+        """Tells how the run ended, and hands its weights to the model that was given."""
+        if self.divided:
+            self.given.load_state_dict(shards.whole(self.model.state_dict()))
         times = self.seconds(), self.device_seconds()
         return Outcome(self.told["final"], times[0], self.flops, self.done, times[1], self.member.size)
 

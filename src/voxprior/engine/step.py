@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from voxprior.engine import group
+from voxprior.engine import group as processes
+from voxprior.engine import shards
 from voxprior.engine.device import autocast
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
@@ -184,18 +185,22 @@ class Learner:
     """A model and its optimiser on their device: takes steps, with those of the other processes where there are any."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
+        self.divided = shards.wanted(model)
+        model = shards.copy_of(model, plan.device) if self.divided else model.to(plan.device)
+        self.model: Any = model.train()  # with the contract's methods, which nn.Module lacks
         self.plan = plan
-        if plan.device.type == "cpu" and plan.precision == "fp32":
+        if plan.device.type == "cpu" and plan.precision == "fp32" and not self.divided:
             # Channels beside one another in memory: 5 to 30 % off a convolutional step in float32. In bfloat16 the same
-            # costs up to half a step more, and on a GPU it was not measured.
+            # costs up to half a step more, and on a GPU it was not measured. FSDP2 divides no such weights.
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.reduced: nn.Module = Reduced(model)
+        if self.divided:
+            shards.divide(self.reduced, plan.device)
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.rate = 0.0  # of what learns in the ordinary way
         self.flops = 0  # of the costliest step that was counted, over all processes
-        self.member = group.member()
-        self.reduced: nn.Module = Reduced(model)
+        self.member = processes.member()
         # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
         self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
         if plan.compiler is not None:
@@ -249,15 +254,15 @@ class Learner:
         with autocast(plan.device, plan.precision):
             loss, values, names = self.reduced(views, at)
         loss.backward()
-        first = self.member.size > 1 and isinstance(self.reduced, Reduced)
-        all_used = first and group.add_gradients(self.parameters)
+        first = self.member.size > 1 and not self.divided and isinstance(self.reduced, Reduced)
+        all_used = first and processes.add_gradients(self.parameters)
         norm = self._clip()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if first:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)  # those that join later belong to it too
-            self.reduced = group.summing(self.reduced, all_used)
+            self.reduced = processes.summing(self.reduced, all_used)
         model.after_step(at, plan.total_steps)
         bad = ~torch.isfinite(values[0] + norm) & (self.broken < 0)
         self.broken.masked_fill_(bad, step)
@@ -266,5 +271,8 @@ class Learner:
     def _clip(self) -> Tensor:
         """Shortens the gradient to the recipe's length, if it has one; returns its norm before."""
         if self.plan.recipe.clip is None:
-            return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
-        return nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
+        whole: Any = norm
+        return whole.full_tensor() if shards.is_part(norm) else norm
