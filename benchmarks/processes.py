@@ -275,6 +275,7 @@ def main() -> None:
     asked = parser.parse_args()
     numbers, ends = ([int(n) for n in text.split(",") if n] for text in (asked.processes, asked.resumed))
     torch.set_num_threads(1)
+    told = {"steps": asked.steps, "samples": SAMPLES, "double": asked.double, "shard": asked.shard}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), asked.steps, asked.double, asked.shard)
@@ -282,9 +283,8 @@ def main() -> None:
         for arm in asked.arms.split(","):
             rows.append(measure(bench, arm, numbers, ends))
             print(json.dumps(rows[-1]))
-    told = {"steps": asked.steps, "samples": SAMPLES, "double": asked.double, "shard": asked.shard}
-    if asked.output:
-        write(asked.output, {**describe(torch.device("cpu")), "arms": rows, **told})
+            if asked.output:
+                write(asked.output, {**describe(torch.device("cpu")), **told, "arms": rows})
 
 
 if __name__ == "__main__":

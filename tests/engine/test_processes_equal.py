@@ -50,7 +50,7 @@ def test_in_double_precision_nothing_but_rounding_is_left_under_adamw(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["mae", "spark", "finetune"])
+@pytest.mark.parametrize("arm", ["mae", "spark", "finetune_joined"])
 def test_divided_weights_have_the_losses_of_one_process_and_a_state_that_one_process_reads(tmp_path, arm):
     told = measured(tmp_path, arm, "--processes", "2", "--resumed", "1", "--shard")
     close(told["processes"]["2"])

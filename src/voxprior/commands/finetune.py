@@ -1,6 +1,7 @@
 """`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ def run(
     from voxprior import cards
     from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
-    from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
     from voxprior.engine import group, kept, summary
     from voxprior.engine.loop import Plan, train
@@ -58,15 +58,7 @@ def run(
             print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
         config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5), ema=card.ema)
         model, region = segment.Model(config, network), segment.region(config)
-        cores = max(1, threads // here.local_size)
-
-        def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
-            return regions(
-                index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
-                workers="auto" if cuda else 0, cores=cores, pin=cuda, labels=True, foreground=card.foreground,
-                **group.share(),
-            )  # fmt: skip
-
+        batches = partial(_batches, card, index, cases, region, where.type == "cuda", threads // here.local_size)
         name = f"finetune {card.init}"
         rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
         plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
@@ -76,6 +68,18 @@ def run(
     written = _write(output, model, card, plan, index, cases, report)
     told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told, written)
+
+
+def _batches(card: Any, index: Path, cases: list[str], region: Any, cuda: bool, cores: int, start: int) -> Any:
+    """Makes the stream of this process's labelled crops from step `start` on."""
+    from voxprior.data.loaders import regions
+    from voxprior.engine import group
+
+    return regions(
+        index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
+        workers="auto" if cuda else 0, cores=max(1, cores), pin=cuda, labels=True, foreground=card.foreground,
+        **group.share(),
+    )  # fmt: skip
 
 
 def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +53,21 @@ def run(
         for path, cases in ((index, pool), *others):
             _check_sizes(card, path, cases)
         recipe, steps = recipe_of(card, card_path), steps_for(card.pretrain.voxels, size, model.student_voxels)
-
-        def batches(start: int, size: int = size, steps: int = steps) -> Any:
-            return regions(
-                index, pool, region, seed=card.pretrain.seed, batch_size=size, steps=steps, start_step=start,
-                # On the CPU workers would take the cores that compute.
-                workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), pin=cuda, others=others,
-                **group.share(),
-            )  # fmt: skip
-
+        stream = regions(
+            index, pool, region, seed=card.pretrain.seed, batch_size=size, steps=steps, pin=cuda, others=others,
+            # On the CPU workers would take the cores that compute.
+            workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), **group.share(),
+        )  # fmt: skip
         how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
         plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
         before = _measures(model)
-        outcome = train(model, batches, plan)
+        outcome = train(model, lambda start: replace(stream, start_step=start), plan)
     if here.rank:
         return
     content = card.model_dump(mode="json")
     _write_encoder(output / "encoder.safetensors", model, content, key)
-    _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
+    first = next(iter(replace(stream, batch_size=_PICTURES, steps=1, rank=0, world_size=1)))
+    _write_pictures(output / "pictures.npz", model, first, plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
     told |= {"measured": {"start": before, "end": _measures(model)}, "moved": _moved(model, build(card, card_path)[0])}

@@ -8,6 +8,7 @@ run is, and a resumed run equals an uninterrupted one bit for bit.
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +145,11 @@ class _Run(Learner):
         seen = {"step": step, "seconds": self.seconds(), "voxels_seen": (step + 1) * voxels}
         self.clock.write(seen | speed)
 
+    def look(self, watch: Watch) -> dict[str, float]:
+        """Measures the model as it is."""
+        with shards.opened(self.reduced) if self.divided else nullcontext():
+            return watch.measure(self.model)
+
     def consider(self, seen: dict[str, float], patience: int) -> None:
         """Notes whether what was seen is better than before, and that the run has ended where it was not for long."""
         value = next(iter(seen.values()))
@@ -201,7 +207,7 @@ def train(model: nn.Module, batches: Batches, plan: Plan, watch: Watch | None = 
                 stream = progress(stream, plan.total_steps, plan.label, run.start)
             for step, key_B, batch in stream:
                 values, names = run.step(step, key_B, batch)
-                seen = watch.measure(run.model) if watch and watch.due(step, plan.total_steps) else {}
+                seen = run.look(watch) if watch and watch.due(step, plan.total_steps) else {}
                 if watch and seen:
                     run.consider(seen, watch.patience)
                 last = step == plan.total_steps - 1 or bool(run.told.get("ended"))

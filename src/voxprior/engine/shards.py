@@ -7,6 +7,8 @@ AdamW keeps 16 bytes for each); VOXPRIOR_SHARD_FROM names another number.
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +59,15 @@ def divide(module: nn.Module, device: torch.device) -> None:
         shared: Any = fully_shard(part, mesh=mesh)
         shared.set_gradient_divide_factor(1.0)
         shared.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def opened(module: nn.Module) -> Iterator[None]:
+    """Gathers what belongs to no block, while networks inside a divided module are called by themselves."""
+    parts: Any = module
+    parts.unshard()
+    yield
+    parts.reshard()
 
 
 def is_part(value: Any) -> bool:
