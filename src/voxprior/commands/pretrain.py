@@ -50,8 +50,7 @@ def run(
         if group.first_says(lambda: kept.give_back(output, work, key, reads)):
             return
         model, region, rules = build(card, card_path)
-        for path, cases in ((index, pool), *others):
-            _check_sizes(card, path, cases)
+        _check_sizes(card, ((index, pool), *others))
         recipe, steps = recipe_of(card, card_path), steps_for(card.pretrain.voxels, size, model.student_voxels)
         stream = regions(
             index, pool, region, seed=card.pretrain.seed, batch_size=size, steps=steps, pin=cuda, others=others,
@@ -97,8 +96,13 @@ def _inputs(indexes: list[Path], splits: Path) -> dict[str, Any]:
     return {"index_sha256": own, "pool_sha256": others, "splits_sha256": sha256_of(splits), "encoder_sha256": None}
 
 
-def _check_sizes(card: Any, index: Path, pool: Sequence[str]) -> None:
-    """Refuses a pool whose volumes the method cannot use, before the first step."""
+def _check_sizes(card: Any, pools: Sequence[tuple[Path, Sequence[str]]]) -> None:
+    """Refuses pools whose volumes the method cannot use, before the first step."""
+    for index, pool in pools:
+        _check_size(card, index, pool)
+
+
+def _check_size(card: Any, index: Path, pool: Sequence[str]) -> None:
     from voxprior import methods
     from voxprior.data.cache import read_index
     from voxprior.nets.backbones import Backbone
