@@ -24,7 +24,7 @@ help: ## list the targets
 setup: $(VENV)/.installed ## make .venv from constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@PYTHON="$(PYTHON)" TORCH_BACKEND="$(TORCH_BACKEND)" sh workflow/envs/install.sh "$(VENV)"
+	@PYTHON="$(PYTHON)" TORCH_BACKEND="$(TORCH_BACKEND)" sh workflow/envs/install.sh "$(VENV)" test
 	@touch "$@"
 
 run: setup ## the main job: the default study, from scans to report

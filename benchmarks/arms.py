@@ -1,7 +1,7 @@
 """What is measured: a method on a backbone at a size, with made-up scans. Imports what a GPU machine has, no more.
 
-Sizes: `paper` is every method's Config() as it stands, on the backbones that the papers use; `tiny` is what the tests
-use, and takes its numbers from config/methods, which needs pyyaml.
+Sizes: `paper` is every method's Config() as it stands, on the backbones that the papers use, `large` the same
+on STU-Net-L and -H; `tiny` is what the tests use, and takes its numbers from config/methods, which needs pyyaml.
 """
 
 import sys
@@ -29,6 +29,14 @@ SIZES: dict[str, dict[str, Backbone]] = {
         ),
         "cnn": Backbone(
             "stunet_b", "cnn", {"channels": [32, 64, 128, 256, 512, 512], "blocks": 1, "pretrained_stages": 5}
+        ),
+    },
+    "large": {
+        "cnn_l": Backbone(
+            "stunet_l", "cnn", {"channels": [64, 128, 256, 512, 1024, 1024], "blocks": 2, "pretrained_stages": 5}
+        ),
+        "cnn_h": Backbone(
+            "stunet_h", "cnn", {"channels": [96, 192, 384, 768, 1536, 1536], "blocks": 3, "pretrained_stages": 5}
         ),
     },
     "tiny": {
@@ -63,7 +71,7 @@ def known(asked: str) -> list[str]:
 def config_of(method: str, size: str) -> Any:
     """Makes the method's numbers."""
     module = load(method)
-    if size == "paper":
+    if size != "tiny":
         return module.Config()
     import yaml
 
@@ -73,13 +81,14 @@ def config_of(method: str, size: str) -> Any:
 
 def samples_of(method: str, size: str) -> int:
     """Tells how many samples a step has."""
-    return SAMPLES.get(method, 4) if size == "paper" else 2
+    return SAMPLES.get(method, 4) if size != "tiny" else 2
 
 
-def plan(device: torch.device, precision: str = "fp32", compiler: str | None = None) -> Plan:
+def plan(device: torch.device, precision: str = "fp32", compiler: str | None = None, recompute: bool = False) -> Plan:
     """Makes the plan of a run that is only stepped, never saved."""
     recipe = Recipe(lr=1e-4, weight_decay=0.05)
-    return Plan(TOTAL_STEPS, recipe, "benchmark", Path(), device, precision, "benchmark", compiler=compiler)
+    how: dict[str, Any] = {"compiler": compiler, "recompute": recompute}
+    return Plan(TOTAL_STEPS, recipe, "benchmark", Path(), device, precision, "benchmark", **how)
 
 
 def model_of(method: str, backbone: Backbone, config: Any) -> Any:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from voxprior.study.cells import cell_name
+
 ROOT = Path(__file__).parents[1]
 BUDGETS, FOLDS, SEEDS = [1, 2, 4, 8, 16, 24, 32, 48, 64], 5, 10
 CLASSES = [f"organ_{number}" for number in range(1, 15)]
@@ -99,15 +101,17 @@ def write_runs(made: Any, results: Path, chance: np.random.Generator) -> int:
         made.write_image(shared / f"{number}.nii.gz", balls(2 + number))
     for backbone, inits in made.TEN.items():
         for init, fold in product([init for init in inits if init != "scratch"], range(FOLDS)):
-            folder = results / f"pretrain/{backbone}/{init}/fold{fold}"
+            folder = results / f"pretrain/{backbone}/{init}/fold{fold}/seed0"
             folder.mkdir(parents=True)
             made.write_pretraining(folder, backbone, init, chance)
     journal = made.journal(chance, 1.5)
     cells = 0
     for backbone, inits in made.TEN.items():
         for init, budget, fold, seed in product(inits, BUDGETS, range(FOLDS), range(SEEDS)):
-            place = f"finetune/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
-            folder, cell = results / place, {"backbone": backbone, "init": init, "budget": budget}
+            start = None if init == "scratch" else 0
+            cell = {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "pretrain_seed": start}
+            place = f"finetune/{cell_name(cell | {'seed': seed})}"
+            folder = results / place
             report = {"encoder_tensors": 48, "placed": 48, "placed_parameter_share": 0.8, "dropped": []}
             made.write(folder / "summary.json", made.summary("finetune", cell, chance))
             made.write(folder / "journal.jsonl", journal)

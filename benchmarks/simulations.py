@@ -25,7 +25,8 @@ CONFIDENCE, RESAMPLES, MARGIN = 0.95, 1000, 0.3
 class World:
     """What differs between studies: patients, seeds of each init, spread of the seeds' shifts, skew of the scores.
 
-    Patients differ by 1, inits differ per patient by 0.3 and networks per case by 0.2.
+    Patients differ by 1, inits differ per patient by 0.3 and networks per case by 0.2. With several pretrainings,
+    `seeds` are the fine-tuning seeds of each, and both kinds of seed shift by `shift`.
     """
 
     name: str
@@ -33,16 +34,19 @@ class World:
     seeds: int = 3
     shift: float = 0.0
     skewed: bool = False
+    pretrainings: int = 1
 
     def draw(self, chance: np.random.Generator, gains: tuple[float, ...]) -> list[Any]:
-        """Draws the scores of one init per gain, on the same patients: (N, S) each."""
-        size = (self.patients, 1)
-        noise = (self.patients, self.seeds)
+        """Draws the scores of one init per gain, on the same patients: (N, P, S) each."""
+        size = (self.patients, 1, 1)
+        noise = (self.patients, self.pretrainings, self.seeds)
         patient = 5 * chance.beta(8, 2, size) if self.skewed else chance.normal(0, 1, size)
         found = []
         for gain in gains:
             own = chance.gamma(1, 0.3, size) - 0.3 if self.skewed else chance.normal(0, 0.3, size)
-            network = chance.normal(0, self.shift, (1, self.seeds)) if self.shift else 0.0
+            network = chance.normal(0, self.shift, (1, *noise[1:])) if self.shift else 0.0
+            if self.pretrainings > 1:
+                network = network + chance.normal(0, self.shift, (1, self.pretrainings, 1))
             found.append(patient + own + network + chance.normal(0, 0.2, noise) + gain)
         return found
 
@@ -63,6 +67,8 @@ WORLDS = [
     World("50 patients, 3 seeds that matter", patients=50, shift=0.15),
     World("50 patients, 1 seed that does not matter", patients=50, seeds=1),
     World("20 patients, 2 seeds that matter", seeds=2, shift=0.15),
+    World("50 patients, 2 seeds that matter", patients=50, seeds=2, shift=0.15),
+    World("20 patients, 3 x 2 seeds that matter", seeds=2, shift=0.15, pretrainings=3),
     World("8 patients, 3 seeds that do not matter", patients=8),
     World("20 patients, 3 seeds, skewed scores", skewed=True),
 ]

@@ -53,7 +53,8 @@ def make(folder: Path, runs: int) -> dict:
     for seed in seeds:
         for init in inits:
             for budget in budgets:
-                place = folder / f"finetune/vit_tiny/{init}/budget{budget}/fold0/seed{seed}"
+                start = "" if init == "scratch" else "pretrain0_"
+                place = folder / f"finetune/vit_tiny/{init}/budget{budget}/fold0/{start}seed{seed}"
                 place.mkdir(parents=True)
                 own = card | {"init": init, "backbone": "vit_tiny", "budget": budget, "fold": 0, "seed": seed}
                 told = {"card": own, "card_hash": f"{made:016x}", "steps": STEPS, "seconds": 100.0}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from voxprior.study import cells as names
+
 CLASSES = ["liver", "spleen"]
 TEST, POOL = [f"00{i}" for i in range(5)], [f"p{i}" for i in range(8)]
 SPACING_XYZ = (1.5, 1.5, 3.0)
@@ -177,7 +179,8 @@ def write_pretraining(folder: Path, backbone: str, method: str, chance: np.rando
 
 def write_cell(folder: Path, cell: dict, chance: np.random.Generator) -> None:
     """Writes what fine-tuning, prediction and scoring leave."""
-    write(folder / "summary.json", summary("finetune", {**cell, "classes": CLASSES}, chance))
+    card = {key: value for key, value in cell.items() if key != "pretrain_seed"}
+    write(folder / "summary.json", summary("finetune", {**card, "classes": CLASSES}, chance))
     write(folder / "journal.jsonl", journal(chance, 1.5))
     placed = 0 if cell["init"] == "scratch" else 48
     report = {"encoder_tensors": placed, "placed": placed, "placed_share": 1.0, "dropped": [], "network_tensors": 80}
@@ -234,17 +237,18 @@ def write_data(root: Path, chance: np.random.Generator, simulated: bool) -> None
         write(root / f"results/prepared/{dataset}/index.json", index)
 
 
-def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None, leaks=None) -> Path:
+def write_study(
+    root: Path, simulated: bool = False, budgets=(1, 4), inits=None, leaks=None, pretrain_seeds=(0,)
+) -> Path:
     """Writes a finished study below `root` and returns its results folder (relative paths count from `root`)."""
     chance = np.random.default_rng(0)
     results = root / "results"
     inits = inits or {"vit_tiny": ["scratch", "mae"], "stunet_tiny": ["scratch", "spark"]}
-    cells = [
-        dict(zip(("backbone", "init", "budget", "fold", "seed"), (backbone, init, budget, 0, seed), strict=True))
-        for backbone, some in inits.items()
-        for init, budget, seed in product(some, budgets, (0, 1))
-    ]
-    write(results / "config.json", resolved(results, simulated, list(budgets), inits))
+    config = resolved(results, simulated, list(budgets), inits)
+    config["study"]["pretrain"]["seeds"] = list(pretrain_seeds)
+    arms = [(backbone, init) for backbone, some in inits.items() for init in some]
+    cells = [cell for arm in arms for cell in names.cells_of(config["study"] | {"split": {"budgets": budgets}}, *arm)]
+    write(results / "config.json", config)
     compare = {"confidence": 0.95, "resamples": 500, "seed": 0}
     card = {"study": "fake", "title": "Abdominal organs on CT", "dataset": "here", "external": ["elsewhere"]}
     card |= {"classes": CLASSES, "compare": compare, "simulated": simulated, "cells": cells}
@@ -254,14 +258,13 @@ def write_study(root: Path, simulated: bool = False, budgets=(1, 4), inits=None,
     fold["budgets"] = {str(budget): POOL[: min(budget, 6)] for budget in budgets}
     write(results / "leakage.json", {"format": 1, "allowed": bool(leaks), "cases": {}, "found": leaks or []})
     write(results / "splits.json", {"format": 1, "sha256": "c" * 64, "folds": [fold]})
-    for backbone, some in inits.items():
-        for init in some:
-            if init != "scratch":
-                folder = results / f"pretrain/{backbone}/{init}/fold0"
-                folder.mkdir(parents=True)
-                write_pretraining(folder, backbone, init, chance)
+    for backbone, init in arms:
+        for run in names.pretrainings_of(config["study"], backbone, init):
+            folder = results / "pretrain" / names.pretraining_name(run)
+            folder.mkdir(parents=True)
+            write_pretraining(folder, backbone, init, chance)
     for cell in cells:
-        place = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(**cell)
+        place = names.cell_name(cell)
         write_cell(results / "finetune" / place, cell, chance)
         head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
         write(

@@ -17,7 +17,7 @@ from voxprior.configuration import (
     Layout,
     Predict,
     Prepare,
-    Pretrain,
+    PretrainBudget,
     Recipe,
     Score,
     Simulate,
@@ -73,6 +73,12 @@ class SplitCard(Strict):
     allow_leakage: bool = False
 
 
+class PretrainRun(PretrainBudget):
+    """One pretraining: the study's budget and batch, with one of its seeds."""
+
+    seed: int = 0
+
+
 class PretrainCard(Strict):
     """What a pretraining depends on."""
 
@@ -83,7 +89,7 @@ class PretrainCard(Strict):
     architecture: dict[str, Any] = Field(description="the fields of Vit or Cnn")
     channels: Positive = Field(default=1, description="of the images")
     recipe: Recipe
-    pretrain: Pretrain
+    pretrain: PretrainRun
     pool: list[Name] = Field(default=[], description="datasets that are pretrained on beside the study's own")
     fold: int
 
@@ -108,6 +114,9 @@ class FinetuneCard(Strict):
     channels: Positive = Field(default=1, description="of the images")
     recipe: FinetuneRecipe
     classes: list[ClassName]
+    regions: list[list[Positive]] = Field(
+        [], exclude_if=lambda values: not values, description="values of each class, where some belong to several"
+    )
     steps: Positive
     batch_size: Positive
     crop_vox: ZyxVox
@@ -123,11 +132,17 @@ class FinetuneCard(Strict):
     fold: int
     seed: int
 
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output: one for background beside the classes, unless these overlap."""
+        return len(self.classes) + (not self.regions)
+
 
 class PredictCard(Strict):
     """What predictions depend on, besides the model."""
 
     predict: Predict
+    confidence: bool = Field(False, exclude_if=lambda wanted: not wanted, description="probabilities are kept to score")
     fold: int
 
 
@@ -137,6 +152,7 @@ class ScoreCard(Strict):
     classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
     ignore: dict[Name, list[Positive]] = Field({}, exclude_if=lambda values: not values)
+    regions: list[list[Positive]] = Field([], exclude_if=lambda values: not values)  # as FinetuneCard's
     score: Score
 
 
@@ -150,7 +166,7 @@ class CompareCard(Strict):
     classes: list[ClassName]
     compare: Compare
     simulated: bool
-    cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, seed of every cell")
+    cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, pretrain_seed, seed of every cell")
 
 
 CARDS: dict[str, type[Strict]] = {

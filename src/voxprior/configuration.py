@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from voxprior.strict import ChannelName, ClassName, Name, Positive, Share, Strict, Zyx, ZyxVox
 
-Metric = Literal["dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1"]
+Metric = Literal[
+    "dice", "nsd", "hd95_mm", "assd_mm", "nsd_area", "volume_ml", "volume_error", "lesion_f1", "calibration_error"
+]
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -112,6 +114,9 @@ class Dataset(Strict):
     ignore: list[Positive] = Field(
         [], description="values in the label files that mean 'not known': trained on by nobody, scored by nobody"
     )
+    regions: list[ClassName] = Field(
+        [], description="classes that overlap, in the order in which they are painted, a later one over an earlier one"
+    )
     patient: str | None = Field(None, description="regular expression; its first group in the case name is the patient")
     person: str | None = Field(None, description="who stands behind every case when all are one person")
     simulate: Simulate | None = None
@@ -124,19 +129,26 @@ class Dataset(Strict):
 
 # ------------------------------------------------------------------------------------------------- backbones
 class Vit(Strict):
-    """Sizes of a vision transformer encoder and its UNETR decoder."""
+    """Sizes of a vision transformer encoder and its UNETR decoder, or with `kind: primus` of Primus."""
 
+    # No defaults in the schema for `kind`, `learnt_zyx`, `norm_eps`: they would change the cards of every transformer.
+    kind: Literal["vit", "primus"] | None = Field(None, json_schema_extra=_without_default)
     patch_vox: Positive = 16
     width: Positive = Field(768, description="divisible by 6 (3-D sine-cosine positions) and by heads")
     depth: Positive = 12
     heads: Positive = 12
     mlp_ratio: float = 4.0
     decoder_channels: Positive = Field(16, description="UNETR decoder: channels at full resolution")
-    # No defaults in the schema: what they filled in would change the cards of every transformer.
     learnt_zyx: ZyxVox | None = Field(
         None, json_schema_extra=_without_default, description="tokens of a grid with learnt positions; absent: sines"
     )
     norm_eps: float | None = Field(None, gt=0, json_schema_extra=_without_default, description="absent: 1e-6")
+
+    @model_validator(mode="after")
+    def _primus_has_its_parts(self) -> Self:
+        if self.kind == "primus" and (self.learnt_zyx is None or self.width % (6 * self.heads)):
+            raise ValueError("a primus needs learnt_zyx and a width of heads times a multiple of 6, give it both")
+        return self
 
 
 class Cnn(Strict):
@@ -224,13 +236,18 @@ class Split(Strict):
     seed: int = 0
 
 
-class Pretrain(Strict):
+class PretrainBudget(Strict):
     """Budget and batch of a pretraining, the same for all methods."""
 
     voxels: Positive = Field(description="budget: voxels of all views that enter the student, before masking")
     batch_size: Positive = 2
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+
+
+class Pretrain(PretrainBudget):
+    """Budget, batch and seeds of a study's pretrainings."""
+
+    seeds: list[int] = Field([0], min_length=1, description="each method is pretrained once with each")
 
 
 class Finetune(Strict):
@@ -261,7 +278,7 @@ class Score(Strict):
     metrics: list[Metric] = Field(
         default=["dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "volume_error"],
         min_length=1,
-        description="the default ones cost nothing beyond the first three; nsd_area and lesion_f1 do",
+        description="the default ones cost nothing beyond the first three; the others do",
     )
     lesion_iou: float = Field(
         default=0.1, gt=0, le=1, description="lesion_f1 matches lesions from this intersection over union on"

@@ -22,7 +22,10 @@ def test_tables_of_a_study(make_study):
     tables = run(results)
     assert set(tables) == {*FIRST, "labels_saved", "ranks", "variance"}
     scores, curves = tables["scores"], tables["curves"]
-    assert list(scores)[:8] == ["study", "dataset", "cohort", "backbone", "init", "budget", "fold", "seed"]
+    cell = ["backbone", "init", "budget", "fold", "pretrain_seed", "seed"]
+    assert list(scores)[:9] == ["study", "dataset", "cohort", *cell]
+    assert scores.loc[scores["init"] == "scratch", "pretrain_seed"].isna().all()
+    assert set(scores.loc[scores["init"] != "scratch", "pretrain_seed"]) == {0}
     assert len(scores) == 16 * 6 * 2 * 3
     assert set(scores.loc[scores["dataset"] == "elsewhere", "cohort"]) == {"external"}
     row = curves.query("cohort=='test' and init=='mae' and budget==4 and metric=='dice' and `class`=='spleen'").iloc[0]
@@ -60,7 +63,7 @@ def test_every_column_is_explained_and_every_table_is_parquet_too(make_study):
     for name, table in tables.items():
         known = about[about["table"] == name]["column"].tolist()
         shown = [column for column in table if not column.startswith("vit_tiny ") and not column.startswith("stunet")]
-        assert shown == [c for c in known if c not in ("pretrain_seed", "<backbone> <init>")], name
+        assert shown == [c for c in known if c != "<backbone> <init>"], name
         assert list(table)[-1] == "stamp"
         stored = pd.read_parquet(results / f"tables/{name}.parquet")
         assert list(stored) == list(table)
@@ -98,22 +101,24 @@ def test_leakage_is_stamped_in_every_table_and_keeps_the_intervals(make_study):
 
 def test_an_incomplete_study_is_refused(make_study):
     results = make_study()
-    cell = results / "finetune/vit_tiny/mae/budget4/fold0/seed1/scores.csv"
+    cell = results / "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1/scores.csv"
     whole = cell.read_text()
     cell.write_text("".join(line for line in whole.splitlines(True) if ",002," not in line))
-    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: case '002' is not scored"):
+    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/budget4/fold0/pretrain0_seed1: case '002' is not scored"):
         run(results)
     more = [line.replace("here,002,", "here,p2,") for line in whole.splitlines(True) if line.startswith("here,002,")]
     cell.write_text(whole + "".join(more))
     with pytest.raises(Refusal, match=r"case 'p2' is scored but no test case"):
         run(results)
     cell.write_text("".join(line for line in whole.splitlines(True) if not line.startswith("elsewhere,e0,")))
-    with pytest.raises(Refusal, match=r"cell vit_tiny/mae/4/0/1: external case 'e0' is not scored"):
+    with pytest.raises(
+        Refusal, match=r"cell vit_tiny/mae/budget4/fold0/pretrain0_seed1: external case 'e0' is not scored"
+    ):
         run(results)
     cell.write_text("dataset,case\nhere")
     with pytest.raises(Refusal, match=r"seed1/scores.csv is damaged"):
         run(results)
     cell.unlink()
-    with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/seed1/scores.csv is missing: run 'score'"):
+    with pytest.raises(Refusal, match=r"vit_tiny/mae/budget4/fold0/pretrain0_seed1/scores.csv is missing: run 'score'"):
         run(results)
     assert not (results / "tables").exists()

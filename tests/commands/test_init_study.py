@@ -1,5 +1,6 @@
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,3 +127,58 @@ FOLDER = {
     "classes": {"a": [1]},
     "licence": "none",
 }
+
+
+NNUNET = {"background": 0, "whole tumour": [1, 2, 3], "tumour core": [2, 3], "enhancing": 3, "ignore": 4}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_nnunets_regions_and_its_ignore_label_are_carried_over(tmp_path, capsys, turned):
+    """Also where the smaller ones are named first, as nobody could paint them."""
+    from voxprior.commands import check
+
+    folder = tmp_path / "Dataset001_Brain"
+    for number in range(4):
+        voxels, labels = phantoms.make(number)
+        labels[0, 0, 0] = 4
+        grid = phantoms.grid_of(voxels.shape)
+        volume.write_image(volume.from_array(voxels, grid), folder / f"imagesTr/p{number}_0000.nii.gz")
+        volume.write_image(volume.from_array(labels, grid), folder / f"labelsTr/p{number}.nii.gz")
+    named = dict(reversed(NNUNET.items())) if turned else NNUNET
+    content = {"channel_names": {"0": "T1"}, "labels": named, "regions_class_order": [1, 2, 3], "numTraining": 4}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    init_study.run(folder, None, "brain", tmp_path)
+    dataset, study = written(tmp_path, "brain")
+    assert dataset.layout.kind == "nnunet"
+    assert dataset.ignore == [4]
+    assert dataset.classes == {"whole_tumour": [1, 2, 3], "tumour_core": [2, 3], "enhancing": [3]}
+    assert dataset.regions == study.classes == ["whole_tumour", "tumour_core", "enhancing"]
+    told = capsys.readouterr().out
+    assert "overlap: each is learned on its own" in told and "values [4] are not known" in told
+    assert "have none" not in told
+    check.check_regions(SimpleNamespace(study=study, datasets={"brain": dataset}))
+
+
+def test_a_file_of_what_is_not_known_beside_the_files_per_class(tmp_path):
+    from voxprior.cards import FetchCard, IntakeCard
+    from voxprior.commands import fetch, intake
+
+    for number in range(3):
+        voxels, labels = phantoms.make(number)
+        grid = phantoms.grid_of(voxels.shape)
+        volume.write_image(volume.from_array(voxels, grid), tmp_path / f"d/s{number}/ct.nii.gz")
+        for name, value in (("zebra", 1), ("ignore", 2)):
+            part = (labels == value).astype(np.uint8)
+            volume.write_image(volume.from_array(part, grid), tmp_path / f"d/s{number}/segmentations/{name}.nii.gz")
+    init_study.run(tmp_path / "d", None, "d", tmp_path)
+    dataset, study = written(tmp_path, "d")
+    assert (dataset.classes, dataset.ignore, study.classes) == ({"zebra": [1]}, [2], ["zebra"])
+    given = {key: getattr(dataset, key) for key in ("layout", "classes", "ignore")}
+    (tmp_path / "fetch.json").write_text(
+        FetchCard(dataset="d", source={"kind": "folder", "path": str(tmp_path / "d")}).model_dump_json()
+    )
+    (tmp_path / "intake.json").write_text(IntakeCard(dataset="d", **given).model_dump_json())
+    fetch.run(tmp_path / "fetch.json", tmp_path / "raw/manifest.json", None)
+    intake.run(tmp_path / "intake.json", tmp_path / "raw/manifest.json", tmp_path / "t/cases.csv", tmp_path / "t/q.csv")
+    merged = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "t/labels/s0.nii.gz")))
+    assert np.array_equal(merged, np.where(phantoms.make(0)[1] == 3, 0, phantoms.make(0)[1]))

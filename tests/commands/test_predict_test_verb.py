@@ -60,7 +60,7 @@ def test_labels_lie_where_they_belong_in_the_scans_own_grid(tiny_study, model, t
                 return case.read_label((0, 0, 0), case.shape_zyx)
         raise AssertionError("not a test case")
 
-    monkeypatch.setattr(infer, "segment_volume", right)
+    monkeypatch.setattr(infer, "segment_with", right)
     told = run(tiny_study, model, tmp_path / "predictions.json")
     for number, case in enumerate(told["cases"]):
         expected = phantoms.make(number, (20, 24, 22), 2)[1]
@@ -72,8 +72,8 @@ def test_finished_cases_are_kept_and_damaged_or_stale_ones_done_again(tiny_study
     from voxprior.segment import infer
 
     output, calls = tmp_path / "predictions.json", []
-    segment = infer.segment_volume
-    monkeypatch.setattr(infer, "segment_volume", lambda *a: calls.append(1) or segment(*a))
+    segment = infer.segment_with
+    monkeypatch.setattr(infer, "segment_with", lambda *a: calls.append(1) or segment(*a))
     first = run(tiny_study, model, output)
     assert len(calls) == 2
     output.unlink()  # as Snakemake does with the outputs of a failed job
@@ -121,3 +121,20 @@ def test_prediction_never_imports_monai(tiny_study, model, tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stdout.strip() == "[]", told.stderr
+
+
+def test_the_probability_of_each_voxels_class_is_kept_where_it_is_scored(tiny_study, model, tmp_path):
+    card = tiny_study.card("predict", confidence=True)
+    output = tmp_path / "predictions.json"
+    predict_test.run(card, model, [tiny_study.index], tiny_study.splits, output, 1, "cpu")
+    with_it = json.loads(output.read_text())["cases"]
+    without = run(tiny_study, model, tmp_path / "plain" / "predictions.json")["cases"]
+    for case, plain in zip(with_it, without, strict=True):
+        assert "confidence" not in plain
+        label, sure = (sitk.ReadImage(case[what]) for what in ("file", "confidence"))
+        assert np.array_equal(sitk.GetArrayFromImage(label), sitk.GetArrayFromImage(sitk.ReadImage(plain["file"])))
+        assert sure.GetSize() == label.GetSize()
+        assert sure.GetDirection() == label.GetDirection()
+        shares = sitk.GetArrayFromImage(sure) / 255
+        assert shares.min() > 1 / 3 - 0.01  # the largest of three
+        assert 0.34 < shares.mean() < 1

@@ -95,7 +95,7 @@ def test_report_of_a_real_study(make_study):
     for hashed in ["0123456789abcdef0123456789abcdef01234567", "c" * 64, "a" * 64]:
         assert hashed in page.text
     assert "<b>portal" not in html  # what a dataset says of itself is text
-    summary = json.loads((results / "pretrain/vit_tiny/mae/fold0/summary.json").read_text())
+    summary = json.loads((results / "pretrain/vit_tiny/mae/fold0/seed0/summary.json").read_text())
     assert summary["card_hash"] in page.text
     beside = {
         path.relative_to(results).as_posix()
@@ -175,7 +175,7 @@ def test_what_cannot_be_shown_is_said(make_study):
     assert re.search(
         r"not shown, scans/00\d\.nii\.gz is missing|not shown, .*00\d\.nii\.gz is missing", Page(render(results)).text
     )
-    (results / "finetune/vit_tiny/mae/budget4/fold0/seed1/summary.json").unlink()
+    (results / "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1/summary.json").unlink()
     with pytest.raises(Refusal, match=r"seed1/summary\.json is missing: run the step that writes it"):
         report.run(results / "config.json", results, results / "report.html")
 

@@ -170,3 +170,21 @@ def test_voxels_that_nobody_knows_are_not_scored(study):
     }
     assert after["there"] == before["there"] == pytest.approx(2 * 4 / 12)
     assert after["here"] == pytest.approx(2 * 4 / 10)
+
+
+def test_calibration_needs_the_probabilities(study):
+    card = json.loads((study / "card.json").read_text())
+    card["score"] |= {"metrics": ["calibration_error"]}
+    (study / "card.json").write_text(json.dumps(card))
+    with pytest.raises(Refusal, match="have none: rerun 'predict'"):
+        run(study)
+    listing = study / "cell" / "predictions.json"
+    content = json.loads(listing.read_text())
+    for case in content["cases"]:
+        case["confidence"] = case["file"].replace(".nii.gz", ".confidence.nii.gz")
+        write_map(study / "cell" / case["confidence"], np.full((20, 16, 16), 204, np.uint8))
+    listing.write_text(json.dumps(content))
+    found = {(r["dataset"], r["class"]): r["value"] for r in run(study)}
+    assert float(found["here", "box"]) == pytest.approx(0.8 - 4 / 6, abs=1e-6)  # 80 % sure, right in 4 of 6 slices
+    assert float(found["here", "other"]) == pytest.approx(0.8)  # invented
+    assert found["here", "never"] == ""

@@ -35,7 +35,7 @@ def study(tmp_path, monkeypatch):
     """A results folder with one finished fine-tuning and a report."""
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"
-    cell = results / "finetune/vit_tiny/mae/budget4/fold0/seed1"
+    cell = results / "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"
     cell.mkdir(parents=True)
     card = {"init": "mae", "backbone": "vit_tiny", "budget": 4, "fold": 0, "seed": 1, "recipe": {"lr": 0.001}}
     summary = {
@@ -61,7 +61,7 @@ def study(tmp_path, monkeypatch):
 
 
 def run_voxels(results):
-    return json.loads((results / "pretrain/vit_tiny/pgl/fold0/summary.json").read_text())["voxels_seen"]
+    return json.loads((results / "pretrain/vit_tiny/pgl/fold0/seed0/summary.json").read_text())["voxels_seen"]
 
 
 def published(results, store):
@@ -76,7 +76,7 @@ def test_runs_are_flat_tagged_and_carry_metrics_with_steps(study, store):
     track.run(study / "config.json", study, study / "store.json", store, True)
     runs = published(study, store)["runs"]
     client = MlflowClient(store)
-    run = client.get_run(runs["finetune/vit_tiny/mae/budget4/fold0/seed1"])
+    run = client.get_run(runs["finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"])
     assert run.info.status == "FINISHED"
     assert {key: run.data.tags[key] for key in ("study", "init", "backbone", "budget", "seed", "card_hash")} == {
         "study": "toy",
@@ -97,7 +97,7 @@ def test_runs_are_flat_tagged_and_carry_metrics_with_steps(study, store):
     scores.write_text(scores.read_text().replace("0.7", "0.9"))
     again = published(study, store)["runs"]
     assert again["study"] == runs["study"]
-    renewed = again["finetune/vit_tiny/mae/budget4/fold0/seed1"]
+    renewed = again["finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"]
     assert client.get_run(renewed).data.metrics["test classes/dice liver"] == pytest.approx(0.7)
     experiment = client.get_experiment_by_name("toy").experiment_id
     assert len(client.search_runs([experiment])) == 2
@@ -109,8 +109,8 @@ def test_a_pretraining_shows_its_monitors_measures_and_pictures(make_study, stor
     results = make_study(inits={"vit_tiny": ["scratch", "mae", "pgl"]}, budgets=(1,))
     runs = published(results, store)["runs"]
     client = MlflowClient(store)
-    run = client.get_run(runs["pretrain/vit_tiny/pgl/fold0"])
-    journal = [json.loads(line) for line in (results / "pretrain/vit_tiny/pgl/fold0/journal.jsonl").open()]
+    run = client.get_run(runs["pretrain/vit_tiny/pgl/fold0/seed0"])
+    journal = [json.loads(line) for line in (results / "pretrain/vit_tiny/pgl/fold0/seed0/journal.jsonl").open()]
     assert {f"train/{name}" for name in set(journal[0]) - {"step", "progress"}} <= set(run.data.metrics)
     assert run.data.metrics["train/feature_rank"] == pytest.approx(journal[-1]["feature_rank"])
     drift = client.get_metric_history(run.info.run_id, "measured/offset_drift_x_vox")
@@ -120,13 +120,14 @@ def test_a_pretraining_shows_its_monitors_measures_and_pictures(make_study, stor
     picture = Path(client.download_artifacts(run.info.run_id, "pictures.png")).read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert "load_report.json" in {
-        a.path for a in client.list_artifacts(runs["finetune/vit_tiny/mae/budget1/fold0/seed0"])
+        a.path for a in client.list_artifacts(runs["finetune/vit_tiny/mae/budget1/fold0/pretrain0_seed0"])
     }
     # Other pictures: the same run, other content.
     shutil.copy(
-        results / "pretrain/vit_tiny/mae/fold0/pictures.npz", results / "pretrain/vit_tiny/pgl/fold0/pictures.npz"
+        results / "pretrain/vit_tiny/mae/fold0/seed0/pictures.npz",
+        results / "pretrain/vit_tiny/pgl/fold0/seed0/pictures.npz",
     )
-    assert published(results, store)["runs"]["pretrain/vit_tiny/pgl/fold0"] == run.info.run_id
+    assert published(results, store)["runs"]["pretrain/vit_tiny/pgl/fold0/seed0"] == run.info.run_id
     assert Path(client.download_artifacts(run.info.run_id, "pictures.png")).read_bytes() != picture
 
 
@@ -134,7 +135,7 @@ def test_the_chosen_model_is_registered_once_with_its_card_and_the_rule(make_stu
     from mlflow import MlflowClient
 
     results = make_study(budgets=(1, 4))
-    cell = results / "finetune/stunet_tiny/spark/budget4/fold0/seed1"
+    cell = results / "finetune/stunet_tiny/spark/budget4/fold0/pretrain0_seed1"
     (cell / "model.safetensors").write_bytes(b"weights")
     (results / "model_card.md").write_text("# Model card\n\n" + "Words. " * 900)
     (results / "report.html").write_text("<html></html>")
@@ -199,7 +200,7 @@ def test_the_experiment_says_what_it_holds_and_arms_show_scores_by_labels(study,
 
 def grow(results, work, steps, total=190):
     """Writes the working state of a fine-tuning that has come to `steps` of `total`, with a torn last line."""
-    place = "finetune/vit_tiny/mae/budget2/fold0/seed0"
+    place = "finetune/vit_tiny/mae/budget2/fold0/pretrain0_seed0"
     (work / place).mkdir(parents=True, exist_ok=True)
     rows = [{"step": n, "progress": n / (total - 1), "loss": 1 / (n + 1), "lr": 0.1} for n in range(steps)]
     clock = [
@@ -260,7 +261,7 @@ def test_runs_of_another_card_or_of_no_cell_stay_and_are_marked(study, store):
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
-    place = "finetune/vit_tiny/mae/budget4/fold0/seed1"
+    place = "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"
     before = published(study, store)["runs"][place]
     path = study / place / "summary.json"
     path.write_text(path.read_text().replace("c0ffee", "decaf0"))
@@ -305,7 +306,7 @@ def test_what_two_publishers_at_once_left_double_is_one_run_again(study, store):
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
-    place = "finetune/vit_tiny/mae/budget4/fold0/seed1"
+    place = "finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"
     first = client.get_run(published(study, store)["runs"][place])
     client.create_run("1", tags={key: value for key, value in first.data.tags.items() if key != track.STATE})
     kept = published(study, store)["runs"][place]

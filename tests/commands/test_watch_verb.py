@@ -17,7 +17,7 @@ import pytest
 from voxprior.commands import watch
 from voxprior.errors import Refusal
 
-CELL = "vit_tiny/anatomask/budget16/fold0/seed1"
+CELL = "vit_tiny/anatomask/budget16/fold0/pretrain0_seed1"
 
 
 @pytest.fixture

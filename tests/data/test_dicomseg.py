@@ -48,6 +48,21 @@ def write_ct(folder, orientation="LPS", shape_zyx=(7, 12, 10), leave_out=()):
     return files, voxels
 
 
+def test_classes_that_overlap_are_segments_that_overlap(tmp_path):
+    files, voxels = write_ct(tmp_path / "ct", "LPS")
+    series.write(sorted((tmp_path / "ct").iterdir()), tmp_path / "ct.series.json", "ct")
+    image = volume.read_scan(tmp_path / "ct.series.json")
+    painted = np.zeros(voxels.shape, np.uint8)
+    painted[1:4, 2:9, 2:9], painted[2, 4:7, 4:7] = 1, 2
+    named = dicomseg.Classes(["whole", "core"], [[1], [1, 2]])
+    ordered = series.files_of(tmp_path / "ct.series.json")
+    dicomseg.write(volume.from_array(painted, volume.Grid.of(image)), named, ordered, "1", tmp_path / "seg.dcm")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    found = seg.get_volume(combine_segments=False).array
+    assert [int(found[..., n].sum()) for n in (0, 1)] == [int((painted > 0).sum()), int((painted == 2).sum())]
+    assert len(files) == voxels.shape[0]
+
+
 @pytest.mark.parametrize("orientation", ["LPS", "PIR", "tilted"])
 def test_it_is_read_back_with_the_same_voxels_at_the_same_places(orientation, tmp_path):
     files, voxels = write_ct(tmp_path / "ct", orientation)
@@ -59,7 +74,7 @@ def test_it_is_read_back_with_the_same_voxels_at_the_same_places(orientation, tm
     ids = volume.from_array(labels, volume.Grid.of(image))
     ordered = series.files_of(tmp_path / "ct.series.json")
     assert [file.name for file in ordered] == [file.name for file in files]
-    dicomseg.write(ids, CLASSES, ordered, "1.2", tmp_path / "seg.dcm")
+    dicomseg.write(ids, dicomseg.Classes(CLASSES), ordered, "1.2", tmp_path / "seg.dcm")
 
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     first = pydicom.dcmread(files[0])
@@ -84,7 +99,7 @@ def test_each_frame_refers_to_the_slice_it_lies_on(tmp_path):
     labels = np.zeros(voxels.shape, np.uint8)
     labels[3] = 1
     image = sitk.GetImageFromArray(labels)
-    dicomseg.write(image, CLASSES, files, "1", tmp_path / "seg.dcm")
+    dicomseg.write(image, dicomseg.Classes(CLASSES), files, "1", tmp_path / "seg.dcm")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     (frame,) = seg.PerFrameFunctionalGroupsSequence
     (source,) = frame.DerivationImageSequence[0].SourceImageSequence
@@ -94,7 +109,7 @@ def test_each_frame_refers_to_the_slice_it_lies_on(tmp_path):
 def test_names_become_codes(tmp_path):
     files, voxels = write_ct(tmp_path / "ct")
     image = sitk.GetImageFromArray((voxels > 0).astype(np.uint8))
-    dicomseg.write(image, CLASSES, files, "1", tmp_path / "seg.dcm")
+    dicomseg.write(image, dicomseg.Classes(CLASSES), files, "1", tmp_path / "seg.dcm")
     liver, kidney, odd = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
     kind = liver.SegmentedPropertyTypeCodeSequence[0]
     assert (kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning) == ("10200004", "SCT", "Liver")
@@ -128,19 +143,37 @@ def test_most_of_totalsegmentators_classes_have_a_code():
 def test_slices_that_lack_what_a_seg_refers_to_are_refused(tmp_path):
     files, voxels = write_ct(tmp_path / "ct", leave_out=["FrameOfReferenceUID"])
     with pytest.raises(Refusal, match=r"\.dcm has no FrameOfReferenceUID"):
-        dicomseg.write(sitk.GetImageFromArray((voxels > 0).astype(np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
+        dicomseg.write(
+            sitk.GetImageFromArray((voxels > 0).astype(np.uint8)),
+            dicomseg.Classes(CLASSES),
+            files,
+            "1",
+            tmp_path / "s.dcm",
+        )
     assert not (tmp_path / "s.dcm").exists()
 
 
 def test_what_else_a_series_lacks_is_refused_in_a_sentence(tmp_path):
     files, voxels = write_ct(tmp_path / "ct", leave_out=["PixelSpacing"])
     with pytest.raises(Refusal, match=r"ct cannot be referred to by a DICOM SEG \(.*PixelSpacing.*\): leave out"):
-        dicomseg.write(sitk.GetImageFromArray((voxels > 0).astype(np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
+        dicomseg.write(
+            sitk.GetImageFromArray((voxels > 0).astype(np.uint8)),
+            dicomseg.Classes(CLASSES),
+            files,
+            "1",
+            tmp_path / "s.dcm",
+        )
 
 
 def test_a_scan_without_any_class_is_written_too(tmp_path):
     files, voxels = write_ct(tmp_path / "ct")
-    dicomseg.write(sitk.GetImageFromArray(np.zeros(voxels.shape, np.uint8)), CLASSES, files, "1", tmp_path / "s.dcm")
+    dicomseg.write(
+        sitk.GetImageFromArray(np.zeros(voxels.shape, np.uint8)),
+        dicomseg.Classes(CLASSES),
+        files,
+        "1",
+        tmp_path / "s.dcm",
+    )
     assert not hd.seg.segread(tmp_path / "s.dcm").get_volume(combine_segments=True).array.any()
 
 

@@ -28,13 +28,13 @@ def primus() -> tuple[torch.nn.Module, torch.Tensor, list[torch.Tensor]]:
     from dynamic_network_architectures.architectures.primus import Primus
 
     network = Primus(
-        input_channels=1, output_channels=3, embed_dim=48, patch_embed_size=(8, 8, 8), eva_depth=3, eva_numheads=4,
+        input_channels=1, num_classes=3, embed_dim=48, patch_embed_size=(8, 8, 8), eva_depth=3, eva_numheads=4,
         input_shape=(32, 24, 16), init_values=0.1, scale_attn_inner=True, drop_path_rate=0.2,
     ).eval()  # fmt: skip
     redraw(network)
     volume = torch.rand(1, 1, 32, 24, 16)
     tokens = network.down_projection(volume).flatten(2).transpose(1, 2)
-    return network, volume, [network.eva(tokens)[0]]
+    return network, volume, [network.eva(tokens)[0], network(volume)]
 
 
 def redraw(network: torch.nn.Module) -> None:

@@ -22,12 +22,13 @@ STUNET = {"channels": [4, 8, 8], "blocks": 1, "pretrained_stages": 2}
 INTENSITY = {"kind": "window", "low": -1000.0, "high": 500.0}
 
 
-def write_model(path, channels=1, prepare=None):
+def write_model(path, channels=1, prepare=None, regions=None):
     torch.manual_seed(0)
-    network = Backbone("stunet", "cnn", STUNET, channels).segmenter(3, WINDOW).eval()
+    network = Backbone("stunet", "cnn", STUNET, channels).segmenter(2 if regions else 3, WINDOW).eval()
     card = {"backbone": "stunet", "family": "cnn", "architecture": STUNET, "channels": channels}
     told = {"spacing_zyx_mm": list(SPACING), "intensity": INTENSITY} | (prepare or {})
     about = {"card": card, "classes": ["liver", "spleen"], "window": list(WINDOW), "prepare": told}
+    about |= {"regions": regions} if regions else {}
     write_weights(path, network.state_dict(), about | {"training_cases": {"a": "0" * 64}})
     return network
 
@@ -84,6 +85,25 @@ def test_percentiles_several_channels_and_refusals(tmp_path):
     with pytest.raises(Refusal, match="channels flair have intensity ranges of their own"):
         write(tmp_path / "other", weights)
     assert not (tmp_path / "other").exists()
+
+
+def test_overlapping_classes_are_painted_as_here(tmp_path):
+    from voxprior.segment.readout import paint
+
+    weights = tmp_path / "model.safetensors"
+    write_model(weights, regions=[[1], [1, 2]])
+    folder = write(tmp_path / "bundle", weights)
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    step = config["postprocessing"]["transforms"][0]
+    assert step["_target_"] == "Lambdad"
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    found = eval(step["func"].removeprefix("$"), {"torch": torch})(logits)  # as MONAI evaluates it
+    assert torch.equal(found[0].to(torch.uint8), paint(logits))
+    told = json.loads((folder / "configs" / "metadata.json").read_text())
+    outputs = told["network_data_format"]["outputs"]["pred"]
+    assert (outputs["num_channels"], outputs["channel_def"]) == (2, {"0": "liver", "1": "spleen"})
+    assert told["voxprior"]["regions"] == [[1], [1, 2]]
+    assert "the union of 1 and 2 (liver); 2 (spleen)" in (folder / "docs" / "README.md").read_text()
 
 
 PREPROCESS = """

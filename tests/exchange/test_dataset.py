@@ -1,6 +1,7 @@
 """nnU-Net's raw dataset of a study: files, ids, geometry, splits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,3 +80,40 @@ def test_refusals(study, tmp_path):
         export.run("nnunet-dataset", tmp_path, None, None, None, 7, False, 1e-3)
     with pytest.raises(Refusal, match=r"config.json is missing"):
         write(tmp_path, tmp_path / "out")
+
+
+def test_overlapping_classes_become_nnunets_regions(study, tmp_path):
+    """The outer class holds the core: unions by label, painted 1 then 2; a value that is ignored comes last."""
+    from voxprior.exchange.dataset import describe
+
+    results = tmp_path / "results"
+    shutil.copytree(study, results)
+    config = json.loads((results / "config.json").read_text())
+    config["datasets"]["balls"] |= {"classes": {"ball": [7, 9], "core": [9]}, "regions": ["ball", "core"]}
+    config["study"]["classes"] = ["ball", "core"]
+    (results / "config.json").write_text(json.dumps(config))
+    folder = write(results, tmp_path / "raw")
+    content = json.loads((folder / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "ball": [1, 2], "core": [2]}
+    assert content["regions_class_order"] == [1, 2]
+    for case in CASES:
+        ids = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / f"{case}.nii.gz")))
+        own = sitk.GetArrayFromImage(sitk.ReadImage(str(study.parent / "scans" / f"{case}_label.nii.gz")))
+        assert np.array_equal(np.isin(ids, [1, 2]), np.isin(own, [7, 9]))
+        assert np.array_equal(ids == 2, own == 9)
+    ignoring = {**config["datasets"]["balls"], "ignore": [3]}
+    assert describe(config["study"], ignoring, 1, {})["labels"]["ignore"] == 3
+
+
+def test_ignored_values_are_ignored_by_nnunet_too(study, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(study, results)
+    config = json.loads((results / "config.json").read_text())
+    config["datasets"]["balls"] |= {"classes": {"shell": [7]}, "ignore": [9]}
+    config["study"]["classes"] = ["shell"]
+    (results / "config.json").write_text(json.dumps(config))
+    folder = write(results, tmp_path / "raw")
+    assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "shell": 1, "ignore": 2}
+    ids = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / f"{CASES[1]}.nii.gz")))
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(study.parent / "scans" / f"{CASES[1]}_label.nii.gz")))
+    assert np.array_equal(ids, np.select([own == 7, own == 9], [1, 2], 0))

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 STUNET = {"channels": [4, 8, 8, 16], "blocks": 2, "pretrained_stages": 3}
 VIT = {"patch_vox": 8, "width": 48, "depth": 3, "heads": 4, "mlp_ratio": 2.0, "decoder_channels": 4}
 VIT |= {"learnt_zyx": [2, 3, 4], "norm_eps": 1e-5}
+PRIMUS = {"kind": "primus", "patch_vox": 8, "width": 48, "depth": 3, "heads": 4, "mlp_ratio": 8 / 3}
+PRIMUS |= {"decoder_channels": 16, "learnt_zyx": [4, 3, 2], "norm_eps": 1e-5}
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def folder(tmp_path, monkeypatch):
     recipe = {"lr": 1e-3}
     rest = {"pretrain": recipe, "scratch": recipe, "finetune": recipe}
     (tmp_path / "config" / "backbones").mkdir(parents=True)
-    for name, family, sizes in (("stunet_x", "cnn", STUNET), ("vit_x", "vit", VIT)):
+    for name, family, sizes in (
+        ("stunet_x", "cnn", STUNET), ("vit_x", "vit", VIT), ("primus_x", "vit", PRIMUS)
+    ):  # fmt: skip
         content = {"title": name, "family": family, family: sizes, **rest}
         (tmp_path / "config" / "backbones" / f"{name}.yaml").write_text(json.dumps(content))
     return tmp_path
@@ -112,17 +116,71 @@ def test_nothing_in_a_pickle_is_run(folder):
         take("stunet", Path("empty.pth"), "stunet_x")
 
 
-def test_copies_that_differ_are_refused_and_a_primus_is_named(folder):
+def test_copies_that_differ_are_refused_and_a_swin_is_named(folder):
     stem = "encoder.stem.convs.0"
     conv = {f"{stem}.conv.weight": torch.ones(1), f"{stem}.all_modules.0.weight": torch.zeros(1)}
     torch.save({"network_weights": conv}, "resenc.pth")
     with pytest.raises(Refusal, match="differs from its copy"):
         take("nnssl", Path("resenc.pth"), "resenc_tiny")
-    torch.save({"network_weights": {"eva.pos_embed": torch.ones(1)}}, "primus.pth")
-    with pytest.raises(Refusal, match="is a Primus, which voxprior has no backbone for"):
-        take("nnssl", Path("primus.pth"), "resenc_tiny")
+    with pytest.raises(Refusal, match="is a ResEnc and primus_x is none: name resenc_l"):
+        take("nnssl", Path("resenc.pth"), "primus_x")
     with pytest.raises(Refusal, match="is a SwinUNETR, which voxprior has no backbone for"):
-        take("monai-swin", Path("primus.pth"), "vit_x")
+        take("monai-swin", Path("resenc.pth"), "vit_x")
+
+
+THEIRS = {"mixed_norm": "attn.norm", "hidden_norm": "mlp.norm", "gate": "mlp.fc1_g", "fc1": "mlp.fc1_x"}
+THEIRS |= {"fc2": "mlp.fc2", "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "proj": "attn.proj"}
+
+
+def of_primus_layout(encoder):
+    """Renames an encoder of ours as the authors do, part by part, and lays its patches out as a convolution does."""
+    made = {"mask_token": torch.zeros(1, 1, 48), "up_projection.decode.2.bias": torch.zeros(3)}
+    for name, tensor in encoder.state_dict().items():
+        parts = [THEIRS.get(part, part) for part in name.split(".")]
+        name = ".".join(parts).replace("scale1_D", "gamma_1").replace("scale2_D", "gamma_2")
+        if name.startswith("embed."):
+            made["down_projection.proj." + name.removeprefix("embed.")] = tensor
+        else:
+            made["eva." + name.replace("position_ND", "pos_embed")] = tensor
+    made["down_projection.proj.weight"] = made["down_projection.proj.weight"].reshape(48, 8, 8, 8, 1).movedim(-1, 1)
+    made["eva.pos_embed"] = made["eva.pos_embed"][None]
+    return made
+
+
+def test_a_file_of_primus_layout_is_placed_whole(folder, capsys):
+    """As nnssl writes it: `network_weights` beside `nnssl_adaptation_plan`; its decoder and mask token are dropped."""
+    backbone = Backbone("primus_x", "vit", PRIMUS)
+    encoder = redraw(backbone.encoder())
+    theirs = of_primus_layout(encoder)
+    plan = {"architecture_plans": {"arch_class_name": "PrimusM"}, "key_to_lpe": "eva.pos_embed"}
+    torch.save({"network_weights": theirs, "nnssl_adaptation_plan": plan, "citations": [{"name": "x"}]}, "primus.pth")
+    state, about = take("nnssl", Path("primus.pth"), "primus_x")
+    assert set(about["source"]["dropped"]) == {"mask_token", "up_projection.decode.2.bias"}
+    assert about["source"]["citations"] == [{"name": "x"}]
+    assert place(state, backbone.segmenter(3, (32, 24, 16)), about["tensors"])["placed_share"] == 1.0
+    assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
+    assert "primus.pth placed in primus_x" in capsys.readouterr().out
+
+
+def test_a_primus_that_does_not_fit_is_refused_in_a_sentence(folder):
+    full = of_primus_layout(Backbone("primus_x", "vit", PRIMUS).encoder())
+    cases = [
+        (full | {"eva.pos_embed": torch.ones(1, 27, 48)}, "primus_x", "27 positions where primus_x has 24"),
+        (full | {"down_projection.proj.weight": torch.ones(48, 1, 4, 4, 4)}, "primus_x", "patches of another size"),
+        (full | {"down_projection.stem.x": torch.ones(1)}, "primus_x", "a Primus of version 2 or 3"),
+        ({n: t for n, t in full.items() if "pos_embed" not in n}, "primus_x", "lacks the patch or the position"),
+        ({n: t for n, t in full.items() if "blocks.2.gamma_1" not in n}, "primus_x", "blocks.2.scale1_D is missing"),
+        (full | {"eva.blocks.3.gamma_1": torch.ones(48)}, "primus_x", "blocks.3.scale1_D has no place"),
+        (full, "vit_x", "is a Primus and vit_x is none: name primus_m"),
+        (full, "stunet_x", "is a Primus and stunet_x is none"),
+    ]  # fmt: skip
+    for number, (state, backbone, said) in enumerate(cases):
+        torch.save({"network_weights": state}, f"{number}.pth")
+        with pytest.raises(Refusal, match=said):
+            take("nnssl", Path(f"{number}.pth"), backbone)
+    with pytest.raises(Refusal, match="primus_x has no learnt positions as MONAI's ViT|name vit_monai_base"):
+        take("monai-vit", Path("0.pth"), "primus_x")
+    assert not Path("encoder.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -212,16 +270,21 @@ def test_stunets_own_network_has_the_same_features(folder, monkeypatch):
     assert worst < 1e-5
 
 
-@pytest.mark.oracle
-def test_nnssls_resenc_has_the_same_features(folder):
-    """From nnU-Net's own network to our file and back into a network, by the verb."""
+def peer(name):
+    """Runs the authors' network in its own environment: (its weights, volume and outputs)."""
     if not os.environ.get("VOXPRIOR_NNUNET"):
         pytest.skip("VOXPRIOR_NNUNET names no folder with the interpreter of an environment with nnU-Net")
     script = Path(__file__).parent / "peer_networks.py"
     python = Path(os.environ["VOXPRIOR_NNUNET"], "python")
-    subprocess.run([python, script, "resenc", "peer.safetensors"], check=True, capture_output=True)
+    subprocess.run([python, script, name, "peer.safetensors"], check=True, capture_output=True)
     theirs = load_file("peer.safetensors")
-    weights = {name.removeprefix("weights/"): t for name, t in theirs.items() if name.startswith("weights/")}
+    return {name.removeprefix("weights/"): t for name, t in theirs.items() if name.startswith("weights/")}, theirs
+
+
+@pytest.mark.oracle
+def test_nnssls_resenc_has_the_same_features(folder):
+    """From nnU-Net's own network to our file and back into a network, by the verb."""
+    weights, theirs = peer("resenc")
     torch.save({"network_weights": weights, "trainer_name": "SparkTrainer", "citations": [{"name": "x"}]}, "ssl.pth")
     state, about = take("nnssl", Path("ssl.pth"), "resenc_tiny")
     assert about["source"]["citations"] == [{"name": "x"}]
@@ -233,6 +296,31 @@ def test_nnssls_resenc_has_the_same_features(folder):
     worst = max(float((here - theirs[f"outputs/{number}"]).abs().max()) for number, here in enumerate(features))
     print(f"ResEnc of nnssl's layout: features within {worst:.1e}")
     assert worst < 1e-5
+
+
+@pytest.mark.oracle
+def test_nnssls_primus_has_the_same_features_and_the_same_logits(folder):
+    """The encoder by the verb; the decoder, which nobody inherits, by hand."""
+    weights, theirs = peer("primus")
+    torch.save({"network_weights": weights, "trainer_name": "BaseEvaMAETrainer"}, "ssl.pth")
+    state, about = take("nnssl", Path("ssl.pth"), "primus_x")
+    network = Backbone("primus_x", "vit", PRIMUS).segmenter(3, (32, 24, 16)).eval()
+    assert place(state, network, about["tensors"])["placed_share"] == 1.0
+    assert all(name.startswith(("up_projection.", "mask_token")) for name in about["source"]["dropped"])
+    decoder = {}
+    for name, tensor in weights.items():
+        if name.startswith("up_projection.decode."):
+            level, *inner, kind = name.removeprefix("up_projection.decode.").split(".")
+            decoder[f"{'norms' if inner == ['1'] else 'rises'}.{level}.{kind}"] = tensor
+    missing, unknown = network.load_state_dict(decoder, strict=False)
+    assert not unknown and all(name.startswith("encoder.") for name in missing)
+    with torch.no_grad():
+        (features,) = network.encoder.taps(theirs["volume"], ())
+        logits = network(theirs["volume"])
+    apart = [float((features.flatten(2).mT - theirs["outputs/0"]).abs().max())]
+    apart.append(float((logits - theirs["outputs/1"]).abs().max() / theirs["outputs/1"].abs().max()))
+    print(f"Primus of nnssl's layout: features within {apart[0]:.1e}, logits within {apart[1]:.1e} of the largest")
+    assert max(apart) < 1e-5
 
 
 def test_safetensors_are_read_too(folder):

@@ -1,3 +1,6 @@
+import random
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,3 +105,34 @@ def test_impossible_splits_are_refused(arguments, word):
 def test_folds_share_nothing_in_their_test_sets():
     made = splits.split(cohort(10), 3, 1, [2], folds=3)
     assert len({case for fold in made for case in fold["test"]}) == 9
+
+
+def test_budget_order_is_what_looking_at_every_case_gives():
+    """Beginnings of the list, against the rule spelled out case by case; what comes after them is complete."""
+    for turn in range(20):
+        chance = random.Random(turn)
+        cases = [
+            splits.Case(f"c{n}", f"c{n}", f"c{n}", True, frozenset(k for k in range(4) if chance.random() < 0.4))
+            for n in range(chance.randint(1, 25))
+        ]
+        left = sorted(cases, key=lambda case: splits._ticket(3, "budget", case.case))
+        counts, slow = Counter(), []
+        while left:
+            reachable = set().union(*(case.classes for case in left))
+            fewest = min((counts[number] for number in reachable), default=0)
+            rare = {number for number in reachable if counts[number] == fewest}
+            best = max(left, key=lambda case: len(rare & case.classes))
+            left.remove(best)
+            counts.update(best.classes)
+            slow.append(best.case)
+        assert splits.budget_order(cases, 3) == slow
+
+
+def test_many_labelled_cases_are_ordered_in_time(monkeypatch):
+    monkeypatch.setattr(splits, "EVENED", 10)
+    cases = [splits.Case(f"c{n}", f"c{n}", f"c{n}", True, frozenset([n % 3])) for n in range(100)]
+    order = splits.budget_order(cases, 0, largest=30)
+    assert sorted(order) == sorted(case.case for case in cases)
+    known = {case.case: case.classes for case in cases}
+    first = Counter(number for case in order[:30] for number in known[case])
+    assert set(first.values()) == {10}

@@ -39,7 +39,7 @@ def test_levels_of_seeds_add_up_to_the_variance_of_the_mean():
     assert np.mean([(s.pretrain_P**2).mean() for s in shifts]) == pytest.approx(0.16, rel=0.15)
     assert np.mean([(s.seed_PS**2).mean() for s in shifts]) == pytest.approx(0.09, rel=0.1)
     drawn = shifts[0].draw(20_000, (0,))
-    assert drawn.var() == pytest.approx(sum(variance for variance, _ in shifts[0].parts()), rel=0.05)
+    assert drawn.var() == pytest.approx(sum(part.variance for part in shifts[0].parts()), rel=0.05)
 
 
 def test_intervals_know_of_pretraining_seeds():

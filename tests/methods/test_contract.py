@@ -1,6 +1,6 @@
-"""Asks every pretraining method, on every backbone family that it accepts, the same questions.
+"""Asks every pretraining method, on every kind of backbone that it accepts, the same questions.
 
-Golden losses stand in `golden.json`, one entry per method, family and version. When a change moves them on purpose,
+Golden losses stand in `golden.json`, one entry per method, kind and version. When a change moves them on purpose,
 raise `version` in the method's Config and run `python tests/methods/test_contract.py`, which adds the missing entries
 and never touches those that exist.
 """
@@ -36,6 +36,12 @@ BACKBONES = {
         {"patch_vox": 8, "width": 48, "depth": 3, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4},
     ),
     "cnn": Backbone("cnn", "cnn", {"channels": [8, 16, 24, 32, 32], "blocks": 1, "pretrained_stages": 4}),
+    "primus": Backbone(
+        "primus",
+        "vit",
+        {"kind": "primus", "patch_vox": 8, "width": 48, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
+        | {"learnt_zyx": [4, 4, 4], "norm_eps": 1e-5},
+    ),
 }
 
 
@@ -441,8 +447,8 @@ def golden_losses(subject: Subject) -> list[float]:
 
 
 def golden_key(subject: Subject) -> str:
-    """Names a golden entry: method/family/version."""
-    return f"{subject.method}/{subject.backbone.family}/{subject.config.version}"
+    """Names a golden entry: method/kind of backbone/version."""
+    return f"{subject.method}/{subject.backbone.name}/{subject.config.version}"
 
 
 def test_losses_move_only_with_the_version(subject: Subject):

@@ -442,7 +442,7 @@ def test_glmae_check_10_terms_are_the_formulas_on_the_embeddings():
         for b in range(2):
             for v in range(2):
                 patch = patchify(views.volume_global_BVCZYX[b, v][None], 4)
-                anchors.append((b, v, method.teacher(patch, (2, 3, 4))[0].double().numpy()))
+                anchors.append((b, v, method.teacher.anchors(patch, (2, 3, 4))[0].double().numpy()))
             for name, kind in (("global", method.whole), ("local", method.part)):
                 for v in range(kind.views):
                     patch = patchify(getattr(views, f"volume_{name}_BVCZYX")[b, v][None], 4)
@@ -470,7 +470,7 @@ def test_glmae_check_11_centre_is_moved_after_it_was_used():
     method = model()
     start = torch.linspace(-0.3, 0.3, 10)
     method.centre.mean_K.copy_(start)
-    views, answers = views_of(method), calls_of(method.teacher)
+    views, answers = views_of(method), calls_of(method.teacher.prototypes)
     terms = method(views, 0.5)
     anchor_BVK = answers[0].unflatten(0, (2, 2))
     entropies = [torch.special.entr(assign(anchor_BVK, c, 0.07)).sum() for c in (start, method.centre.mean_K)]

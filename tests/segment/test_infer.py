@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from voxprior.errors import Refusal
-from voxprior.segment import infer
+from voxprior.segment import infer, readout
 
 
 def test_windows_cover_the_axis_and_the_last_is_snapped():
@@ -190,9 +190,9 @@ def test_windows_are_added_by_torch_as_by_the_compiled_loop(axis):
 def test_the_largest_of_a_part_of_an_array_the_first_of_equals():
     logits = torch.randint(0, 4, (9, 12, 11, 10), generator=torch.Generator().manual_seed(0)).float()
     for part in (logits, logits[:, 3:7], logits[:, :, 2:9], logits[2:, :, :, 1:6], logits[:1]):
-        assert np.array_equal(infer.argmax(part), part.numpy().argmax(0))
+        assert np.array_equal(readout.argmax(part), part.numpy().argmax(0))
     logits[4] = -torch.inf  # a class that is ruled out is no error
-    assert np.array_equal(infer.argmax(logits), logits.numpy().argmax(0))
+    assert np.array_equal(readout.argmax(logits), logits.numpy().argmax(0))
 
 
 def test_inference_does_not_import_monai():

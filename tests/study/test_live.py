@@ -21,7 +21,7 @@ STUDY = {
     "finetune": {"seeds": [0, 1], "steps": 100},
 }
 CONFIG = {"study": STUDY, "datasets": {"d": {"simulate": {"patients": 3}}, "e": {}}}
-CELL = "vit/mae/budget4/fold0/seed1"
+CELL = "vit/mae/budget4/fold0/pretrain0_seed1"
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_finished_job_is_none_although_its_journal_is_still_there(place):
     ("age_s", "every_s", "state"), [(60, 0.5, "running"), (300, 0.5, "silent"), (300, 60.0, "running")]
 )
 def test_a_training_that_logs_nothing_for_long_is_silent_by_its_own_pace(place, age_s, every_s, state):
-    train(place / "work/results/pretrain/vit/mae/fold0", 41, age_s=age_s, every_s=every_s)
+    train(place / "work/results/pretrain/vit/mae/fold0/seed0", 41, age_s=age_s, every_s=every_s)
     (job,) = look(place).jobs
     assert (job.state, job.quiet_s) == (state, age_s)
 
@@ -144,7 +144,7 @@ def test_other_jobs_are_read_from_their_logs_and_cases(place):
     write(place / f"results/logs/predict/{CELL}.log", "", age_s=5)
     for name in ("d.a.nii.gz", "d.a.json", "d.b.nii.gz"):
         write(place / f"results/finetune/{CELL}/predictions/{name}")
-    write(place / "results/logs/score/vit/mae/budget1/fold0/seed0.log", "", age_s=4000)
+    write(place / "results/logs/score/vit/mae/budget1/fold0/pretrain0_seed0.log", "", age_s=4000)
     jobs = {job.stage: job for job in look(place).jobs}
     assert (jobs["prepare"].step, jobs["prepare"].total, jobs["prepare"].left_s) == (3, 7, 8.0)
     assert jobs["intake"].state == "starting"

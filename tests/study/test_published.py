@@ -68,7 +68,7 @@ def test_losses_are_not_named_like_scores_and_single_classes_stay_in_the_journal
 
 def test_a_running_job_is_read_from_its_working_folder_and_a_torn_line_is_left_out(tmp_path):
     results, work = tmp_path / "results", tmp_path / "work/results"
-    folder = work / "finetune/vit/mae/budget4/fold0/seed1"
+    folder = work / "finetune/vit/mae/budget4/fold0/pretrain0_seed1"
     folder.mkdir(parents=True)
     rows = journal(190)[:100]
     (folder / "journal.jsonl").write_text(lines(rows) + '{"step": 100, "progr')
@@ -76,7 +76,7 @@ def test_a_running_job_is_read_from_its_working_folder_and_a_torn_line_is_left_o
     (folder / "finished").mkdir()
     (folder / "finished" / "journal.jsonl").write_text("")  # what a finished run keeps is no run
     (place,) = published.places(results, work)
-    assert (place.name, place.running) == ("finetune/vit/mae/budget4/fold0/seed1", True)
+    assert (place.name, place.running) == ("finetune/vit/mae/budget4/fold0/pretrain0_seed1", True)
     run = published.read(place, CONFIG, CARD, "c0ffee")
     assert published.total_steps(rows) == 190
     assert run.seconds == 99 / 2
@@ -87,7 +87,7 @@ def test_a_running_job_is_read_from_its_working_folder_and_a_torn_line_is_left_o
     assert run.tags["arm"] == "mae vit"
     assert "from 4 labelled cases, beginning with the encoder that `mae` pretrained" in run.note
     # Finished, it is read from the results, whatever still lies in the working folder.
-    done = results / "finetune/vit/mae/budget4/fold0/seed1"
+    done = results / "finetune/vit/mae/budget4/fold0/pretrain0_seed1"
     done.mkdir(parents=True)
     (done / "summary.json").write_text(json.dumps({"steps": 190, "card": CARD, "card_hash": "c0ffee"}))
     (after,) = published.places(results, work)
@@ -95,7 +95,7 @@ def test_a_running_job_is_read_from_its_working_folder_and_a_torn_line_is_left_o
 
 
 def test_the_clock_tells_the_voxels_of_a_pretraining(tmp_path):
-    folder = tmp_path / "work/pretrain/vit/mae/fold0"
+    folder = tmp_path / "work/pretrain/vit/mae/fold0/seed3"
     folder.mkdir(parents=True)
     rows = journal(50)[:20]
     (folder / "journal.jsonl").write_text(lines(rows))
@@ -107,7 +107,7 @@ def test_the_clock_tells_the_voxels_of_a_pretraining(tmp_path):
     )
     run = published.read(place, CONFIG, card, "x")
     assert of(run.points, "train/loss")[0][0] == 96
-    assert run.tags["seed"] == "3"
+    assert run.tags["pretrain_seed"] == "3" and "seed" not in run.tags
 
 
 def test_scores_are_averaged_over_classes_then_cases_and_external_ones_stand_apart(tmp_path):

@@ -145,7 +145,8 @@ def test_holms_family_is_a_metric_of_a_cohort():
 
 def test_pretraining_seeds_are_a_level_of_their_own():
     table = pd.concat([many({"scratch": 0.0}), many({"mae": 0.05}), many({"mae": 0.05}, pretrain_seed=1)])
-    table["pretrain_seed"] = table["pretrain_seed"].fillna(0).astype(int)
+    table["pretrain_seed"] = table["pretrain_seed"].mask(table["init"] == "mae", table["pretrain_seed"].fillna(0))
+    table["pretrain_seed"] = table["pretrain_seed"].astype("Int32")  # as read: none from scratch
     arms = {arm.init: arm for arm in layout.lay_out(table)}
     assert arms["scratch"].mean.shape == (12, 1, 2)
     assert arms["mae"].mean.shape == (12, 2, 2)

@@ -4,23 +4,35 @@ R = STUDY["results"]
 SCORED = [STUDY["dataset"], *STUDY["external"]]
 DATASETS = [*SCORED, *STUDY["pool"]]
 IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
+VALUES = class_values(STUDY["dataset"])
+REGIONS = {"regions": VALUES} if len(set().union(*VALUES)) < sum(len(set(some)) for some in VALUES) else {}  # overlap
+SURE = {"confidence": True} if "calibration_error" in STUDY["score"]["metrics"] else {}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
-CELL = "{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
+METHODS = RESOLVED["methods"]  # the inits that are pretrained here: neither scratch nor files
+CELL = "{backbone}/{init}/budget{budget}/fold{fold}/{network}"  # pretrain<p>_seed<s>, or seed<s> without a pretraining
 CELLS = [
-    {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "seed": seed}
+    {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "pretrain_seed": pretrain_seed, "seed": seed}
     for backbone, inits in STUDY["inits"].items()
     for init in inits
     for budget in STUDY["split"]["budgets"]
     for fold in range(STUDY["split"]["folds"])
+    for pretrain_seed in (STUDY["pretrain"]["seeds"] if init in METHODS else [None])
     for seed in STUDY["finetune"]["seeds"]
 ]
+PRETRAINING = "{backbone}/{init}/fold{fold}/seed{pretrain_seed}"
 PRETRAININGS = [
-    {"backbone": backbone, "init": init, "fold": fold}
+    {"backbone": backbone, "init": init, "fold": fold, "pretrain_seed": pretrain_seed}
     for backbone, inits in STUDY["inits"].items()
     for init in inits
-    if init != "scratch" and init not in FILES
+    if init in METHODS
     for fold in range(STUDY["split"]["folds"])
+    for pretrain_seed in STUDY["pretrain"]["seeds"]
 ]
+ENCODERS = {
+    cell_name(cell): f"{R}/pretrain/{PRETRAINING}/encoder.safetensors".format(**cell)
+    for cell in CELLS
+    if cell["init"] in METHODS
+}
 CARDS = all_cards()
 MANIFESTS = {
     name: "data/{}/{}/manifest.json".format("simulated" if f"simulate/{name}" in CARDS else "raw", name)

@@ -33,8 +33,7 @@ def method_numbers(study, name):
 
 def backbone_numbers(study, name):
     """The backbone with the study's changes of its recipes."""
-    changes = (study.get("recipes") or {}).get(name) or {}
-    backbone = numbers("backbones", name)
+    backbone, changes = numbers("backbones", name), (study.get("recipes") or {}).get(name) or {}
     return {**backbone, **{stage: {**backbone.get(stage, {}), **changed} for stage, changed in changes.items()}}
 
 
@@ -60,16 +59,12 @@ def resolve(study):
     taken = {"scratch", *(study.get("files") or {})}
     methods = sorted({init for on in inits.values() for init in on or []} - taken)
     datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
-    resolved = {
-        "study": study,
-        "datasets": {name: numbers("datasets", name) for name in datasets},
-        "backbones": {name: backbone_numbers(study, name) for name in inits},
-        "methods": {name: method_numbers(study, name) for name in methods},
-    }
+    resolved = {"study": study, "datasets": {name: numbers("datasets", name) for name in datasets}}
+    resolved["backbones"] = {name: backbone_numbers(study, name) for name in inits}
+    resolved["methods"] = {name: method_numbers(study, name) for name in methods}
     resolved = json.loads(json.dumps(resolved))  # what a YAML anchor shares would share its defaults too
     known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
-    error = jsonschema.exceptions.best_match(known.iter_errors(resolved))
-    if error is not None:
+    if (error := jsonschema.exceptions.best_match(known.iter_errors(resolved))) is not None:
         raise WorkflowError(sentence(error))
     validate(resolved, SCHEMA)  # fills in the defaults
     return resolved
@@ -110,10 +105,12 @@ def network(backbone):
     return {"backbone": backbone, "family": b["family"], "architecture": b[b["family"]], "channels": channels}
 
 
-def pretrain_card(backbone, method, fold):
-    rest = {key: STUDY[key] for key in ("pretrain", "pool")} | {"fold": int(fold)}
-    rest["recipe"] = RESOLVED["backbones"][backbone]["pretrain"]
-    return {"method": method, "config": RESOLVED["methods"][method], **network(backbone), **rest}
+def pretrain_card(cell):
+    backbone, method = cell["backbone"], cell["init"]
+    rest = {"pretrain": {k: v for k, v in STUDY["pretrain"].items() if k != "seeds"}, "pool": STUDY["pool"]}
+    rest["pretrain"]["seed"] = cell["pretrain_seed"]
+    rest |= {"fold": cell["fold"], "recipe": RESOLVED["backbones"][backbone]["pretrain"]}
+    return {"method": method, "config": METHODS[method], **network(backbone), **rest}
 
 
 def file_card(file):
@@ -126,24 +123,27 @@ def file_card(file):
 
 def finetune_card(cell):
     backbone, init = cell["backbone"], cell["init"]
-    learned = init != "scratch" and init not in FILES
     what = {"init": init, "classes": STUDY["classes"], "prepare": STUDY["prepare"], **network(backbone)}
-    what["init_card"] = card_hash(pretrain_card(backbone, init, cell["fold"])) if learned else None
-    what |= {"init_file": FILES[init]} if init in FILES else {}
+    what["init_card"] = card_hash(pretrain_card(cell)) if init in METHODS else None
+    what |= REGIONS | ({"init_file": FILES[init]} if init in FILES else {})
     what["recipe"] = RESOLVED["backbones"][backbone]["scratch" if init == "scratch" else "finetune"]
     what |= {key: value for key, value in STUDY["finetune"].items() if key != "seeds"}
-    return what | {key: int(cell[key]) for key in ("budget", "fold", "seed")}
+    return what | {key: cell[key] for key in ("budget", "fold", "seed")}
+
+
+def cell_name(cell):
+    before = "" if cell["pretrain_seed"] is None else f"pretrain{cell['pretrain_seed']}_"
+    return CELL.format(**cell, network=f"{before}seed{cell['seed']}")
 
 
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
     cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
-    for arm in PRETRAININGS:
-        cards["pretrain/{backbone}/{init}/fold{fold}".format(**arm)] = pretrain_card(*arm.values())
-    cards |= {f"finetune/{CELL}".format(**cell): finetune_card(cell) for cell in CELLS}
-    cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} for k in range(STUDY["split"]["folds"])}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | ({"ignore": IGNORED} if IGNORED else {})
+    cards |= {f"pretrain/{PRETRAINING}".format(**run): pretrain_card(run) for run in PRETRAININGS}
+    cards |= {f"finetune/{cell_name(cell)}": finetune_card(cell) for cell in CELLS}
+    cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} | SURE for k in range(STUDY["split"]["folds"])}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | REGIONS | ({"ignore": IGNORED} if IGNORED else {})
     cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
     cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}

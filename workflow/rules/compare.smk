@@ -6,7 +6,7 @@ rule compare:
         card=f"{R}/cards/compare.json",
         splits=f"{R}/splits.json",
         leakage=f"{R}/leakage.json",
-        scores=[f"{R}/finetune/{CELL}/scores.csv".format(**cell) for cell in CELLS],
+        scores=[f"{R}/finetune/{cell_name(cell)}/scores.csv" for cell in CELLS],
     output:
         multiext(
             f"{R}/tables/",
@@ -35,7 +35,7 @@ rule report:
     input:
         config=f"{R}/config.json",
         tables=rules.compare.output,
-        pretrained=["{}/pretrain/{backbone}/{init}/fold{fold}/summary.json".format(R, **arm) for arm in PRETRAININGS],
+        pretrained=[f"{R}/pretrain/{PRETRAINING}/summary.json".format(**run) for run in PRETRAININGS],
     output:
         card=report(f"{R}/model_card.md", caption="../report/model_card.rst", category="Models"),
         report=report(f"{R}/report.html", caption="../report/report.rst", category="Study"),

@@ -5,9 +5,7 @@ rule finetune:
         splits=f"{R}/splits.json",
         # A file of the study's is known by the hash on the card, not by its time.
         encoder=lambda w: (
-            ancient(STUDY["files"][w.init]["path"])
-            if w.init in FILES
-            else f"{R}/pretrain/{w.backbone}/{w.init}/fold{w.fold}/encoder.safetensors" if w.init != "scratch" else []
+            ancient(STUDY["files"][w.init]["path"]) if w.init in FILES else ENCODERS.get(CELL.format(**w), [])
         ),
     output:
         model=f"{R}/finetune/{CELL}/model.safetensors",
@@ -27,7 +25,7 @@ rule finetune:
         runtime=24 * 60,
         gpu=GPU,
     params:
-        folder=subpath(output.summary, parent=True),
+        folder=f"{R}/finetune/{CELL}",
         encoder=lambda w, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
         "Fine-tune {wildcards.backbone} from {wildcards.init} with {wildcards.budget} labelled cases"

@@ -18,7 +18,7 @@ rule predict:
         runtime=12 * 60,
         gpu=GPU,
     params:
-        index=lambda w, input: " ".join(f"--index {path}" for path in input.index),
+        index=" ".join(f"--index {R}/prepared/{name}/index.json" for name in SCORED),
     message:
         "Segment the test cases: {wildcards.backbone} from {wildcards.init}, {wildcards.budget} labels"
     shell:

@@ -16,7 +16,7 @@ rule score:
         mem_mb=2000,
         runtime=240,
     params:
-        cases=lambda w, input: " ".join(f"--cases {path}" for path in input.cases),
+        cases=" ".join(f"--cases {R}/intake/{name}/cases.csv" for name in SCORED),
     message:
         "Score {wildcards.backbone} from {wildcards.init}, {wildcards.budget} labels, in each scan's own grid"
     shell:

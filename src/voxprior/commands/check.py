@@ -18,12 +18,17 @@ def run(config: Path, output: Path) -> None:
 
     resolved = read_model(Resolved, config, "correct the study")
     check_classes(resolved)
+    check_regions(resolved)
+    check_metrics(resolved)
     check_channels(resolved)
     check_pool(resolved)
     check_names(resolved)
     check_split(resolved)
+    check_seeds(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
-    write_json(output, {"format": 1, "checked": checked})
+    trainings = count_trainings(resolved)
+    write_json(output, {"format": 1, "checked": checked, "trainings": trainings})
+    print(f"{output}: {trainings['pretrain']} pretrainings and {trainings['finetune']} fine-tunings make this study")
 
 
 def check_classes(resolved: Any) -> None:
@@ -41,6 +46,62 @@ def check_classes(resolved: Any) -> None:
     for name in study.external:
         if not set(resolved.datasets[name].classes) & set(study.classes):
             raise Refusal(f"config: external dataset {name} labels none of the study's classes: remove it")
+
+
+def check_regions(resolved: Any) -> None:
+    """Refuses classes that overlap and do not say so, and those that no label map can hold in their order."""
+    from itertools import combinations
+
+    from voxprior.maths.regions import demand_paintable
+
+    study = resolved.study
+    own = resolved.datasets[study.dataset].classes
+    for name in (study.dataset, *study.external):
+        dataset, file = resolved.datasets[name], f"config/datasets/{name}.yaml"
+        check_values(dataset, file)
+        chosen = [known for known in study.classes if known in dataset.classes]
+        for a, b in combinations(chosen, 2):
+            shared = sorted(set(dataset.classes[a]) & set(dataset.classes[b]))
+            if shared and not {a, b} <= set(dataset.regions):
+                raise Refusal(
+                    f"{file}: classes {a} and {b} share the value {shared[0]}: name both in 'regions', larger ones "
+                    "first, or give each value to one class"
+                )
+            if bool(shared) != bool(set(own[a]) & set(own[b])):
+                raise Refusal(
+                    f"{file}: classes {a} and {b} overlap in {name if shared else study.dataset} and not in "
+                    f"{study.dataset if shared else name}: make them mean the same in both, or leave {name} out"
+                )
+    regions = resolved.datasets[study.dataset].regions
+    order = [name for name in regions if name in study.classes]
+    if order != [name for name in study.classes if name in regions]:
+        raise Refusal(
+            f"config: classes must name {', '.join(order)} in this order, in which dataset {study.dataset} paints them"
+        )
+    demand_paintable(study.classes, [own[name] for name in study.classes], "config: classes")
+
+
+def check_metrics(resolved: Any) -> None:
+    """Refuses a metric that this study's predictions do not allow."""
+    overlapping = resolved.datasets[resolved.study.dataset].regions
+    if overlapping and "calibration_error" in resolved.study.score.metrics:
+        raise Refusal(
+            f"config: score.metrics: calibration_error needs one probability a voxel, and {overlapping[0]} overlaps "
+            "other classes: leave it out"
+        )
+
+
+def check_values(dataset: Any, file: str) -> None:
+    """Refuses regions that are no classes, and values that are both ignored and of a class."""
+    if unknown := [name for name in dataset.regions if name not in dataset.classes]:
+        raise Refusal(
+            f"{file}: regions names {unknown[0]}, which is no class: choose from {', '.join(dataset.classes)}"
+        )
+    if len(set(dataset.regions)) < len(dataset.regions):
+        raise Refusal(f"{file}: a class stands twice in regions: name each once")
+    for name, values in dataset.classes.items():
+        if both := sorted(set(values) & set(dataset.ignore)):
+            raise Refusal(f"{file}: value {both[0]} is ignored and belongs to class {name}: take it out of one of both")
 
 
 def check_channels(resolved: Any) -> None:
@@ -114,6 +175,26 @@ def check_split(resolved: Any) -> None:
                 f"config: split.budgets asks for {budgets[-1]} labelled cases, but {simulate.patients} simulated "
                 f"patients less {study.split.test} test and {study.split.val} val leave {left}: lower it"
             )
+
+
+def check_seeds(resolved: Any) -> None:
+    """Refuses a seed that stands twice: the same network would count as two."""
+    for stage in ("pretrain", "finetune"):
+        seeds = getattr(resolved.study, stage).seeds
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise Refusal(f"config: {stage}.seeds has {twice[0]} twice, and the same network counts once: change one")
+
+
+def count_trainings(resolved: Any) -> dict[str, int]:
+    """Counts the trainings of a study, by stage."""
+    from voxprior.study.cells import arms_of, cells_of, pretrainings_of
+
+    study = resolved.study.model_dump(mode="json")
+    arms = arms_of(study)
+    return {
+        "pretrain": sum(len(pretrainings_of(study, *arm)) for arm in arms),
+        "finetune": sum(len(cells_of(study, *arm)) for arm in arms),
+    }
 
 
 def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:

@@ -38,7 +38,11 @@ def run(store: str) -> bool:
     Args:
         store: the MLflow tracking URI that `voxprior track` would use.
     """
-    findings = [*packages(), *machine(), reachable(store)]
+    from voxprior.commands import surroundings as around
+
+    findings: list[Finding] = [*packages(), *machine(), reachable(store)]
+    for looked in (around.folders(store), around.dvc(), around.conda(), around.containers(), around.slurm()):
+        findings += [Finding(*line) for line in looked]
     for mark, what, text in findings:
         print(f"{mark:<5}{what:<10}{text}")
     bad = sum(finding.mark == "bad" for finding in findings)
@@ -71,11 +75,13 @@ def machine() -> Iterator[Finding]:
     """Looks at torch, GPU, processor, memory and disk."""
     import torch
 
+    from voxprior.commands import surroundings
     from voxprior.data.memory import free_bytes
 
     build = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if torch.version.cuda else "CPU only"
     trouble = known_bad(torch.__version__, torch.version.cuda is not None)
     yield Finding("bad" if trouble else "ok", "torch", f"{torch.__version__}, {build}" + (trouble and f": {trouble}"))
+    yield from (Finding(*line) for line in surroundings.driver(torch.version.cuda))
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(number)
@@ -115,7 +121,8 @@ def reachable(store: str) -> Finding:
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2) as database:
                 count = database.execute("select count(*) from runs").fetchone()[0]
-            return Finding("ok", "MLflow", f"{path}, {count} runs")
+            locked = _locked(path)
+            return Finding("warn" if locked else "ok", "MLflow", f"{path}, {count} runs{locked}")
         except sqlite3.Error as error:
             return Finding(
                 "warn", "MLflow", f"{path} cannot be read ({error}): move it away, `make track` makes it anew"
@@ -132,6 +139,23 @@ def reachable(store: str) -> Finding:
         good = answer.status_code < 400
         return Finding("ok" if good else "warn", "MLflow", f"{store} answers {answer.status_code}")
     return Finding("warn", "MLflow", f"{store}: not looked at, this kind of store is not known here")
+
+
+def _locked(path: Path) -> str:
+    """Says why nothing can be written to a SQLite store; empty: it can."""
+    import sqlite3
+    from contextlib import closing
+
+    try:
+        # Asks for the writer's lock and gives it back; nothing is written.
+        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=2, isolation_level=None)) as database:
+            database.execute("begin immediate")
+            database.execute("rollback")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return ", locked by another process: stop it, or wait; studies go on, and `make track` publishes later"
+        return f", cannot be written ({error}): change its permissions"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------- the backbones

@@ -102,7 +102,7 @@ def _nnunet_checkpoint(weights: Path, output: Path, study: dict[str, Any] | None
     is_model = any(name.startswith("encoder.") for name in state)
     if not is_model:
         state = {f"encoder.{name}": tensor for name, tensor in state.items()}
-    classes = len(about["classes"]) + 1 if "classes" in about else 2
+    classes = len(about["classes"]) + (not about.get("regions")) if "classes" in about else 2
     tensors = nnunet.weights(backbone, state, classes)
     fresh = nnunet.fresh(backbone, state)
     dataset = study["config"]["study"]["dataset"] if study else "unknown"

@@ -38,7 +38,7 @@ def write(results: Path, output: Path, number: int, copy: bool) -> None:
     if lost := sorted(needed - {row["case"] for row in rows}):
         raise Refusal(f"{splits_path} names {lost[0]}, which has no label in the case table: run 'split' again")
     folder = output / f"Dataset{number:03d}_{study['study']}"
-    ids = _ids(study["classes"], dataset["classes"])
+    ids = _ids(study["classes"], dataset["classes"], dataset.get("ignore", []))
     linked = 0
     for row in progress(rows, len(rows), "nnU-Net dataset"):
         linked += _write_case(row, folder, dataset, ids, copy)
@@ -75,13 +75,14 @@ def _rows(results: Path, dataset: str) -> Iterator[dict[str, Any]]:
             yield {**row, "grid": grids[row["case"]]}
 
 
-def _ids(classes: list[str], values: dict[str, list[int]]) -> Any:
-    """Makes a table from a label file's values to the study's class ids."""
+def _ids(classes: list[str], values: dict[str, list[int]], ignore: list[int]) -> Any:
+    """Makes a table from a label file's values to the study's class ids, painted in order, and one more to ignore."""
     import numpy as np
 
     ids = np.zeros(1 << 16, np.uint8)
     for number, name in enumerate(classes, start=1):
         ids[values.get(name, [])] = number
+    ids[ignore] = len(classes) + 1
     return ids
 
 

@@ -38,7 +38,6 @@ def run(
     from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
     from voxprior.segment import rates
-    from voxprior.segment.ensemble import has_sides
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
     where = devices.pick(device, threads)
@@ -56,7 +55,7 @@ def run(
         network, report = _build(card, card_path, encoder)
         if here.rank == 0:
             print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
-        config = segment.Config(card.crop_vox, (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5), ema=card.ema)
+        config = _config(card)
         model, region = segment.Model(config, network), segment.region(config)
         batches = partial(_batches, card, index, cases, region, where.type == "cuda", threads // here.local_size)
         name = f"finetune {card.init}"
@@ -80,6 +79,17 @@ def _batches(card: Any, index: Path, cases: list[str], region: Any, cuda: bool, 
         workers="auto" if cuda else 0, cores=max(1, cores), pin=cuda, labels=True, foreground=card.foreground,
         **group.share(),
     )  # fmt: skip
+
+
+def _config(card: Any) -> Any:
+    """Makes the training's configuration (`segment.model.Config`)."""
+    from voxprior.maths.regions import memberships
+    from voxprior.segment.ensemble import has_sides
+    from voxprior.segment.model import Config
+
+    flip_zyx = (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5)
+    overlapping = tuple(tuple(classes) for classes in memberships(card.regions))
+    return Config(card.crop_vox, flip_zyx, ema=card.ema, regions=overlapping)
 
 
 def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) -> Any:
@@ -126,6 +136,7 @@ def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: l
     """
     from voxprior.data.cache import read_index
     from voxprior.engine import device as devices
+    from voxprior.maths.regions import memberships
     from voxprior.nets.weights import write_weights
     from voxprior.whole import write_json
 
@@ -134,6 +145,7 @@ def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: l
     about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
     about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
     about |= {"format": 1, "weights": "averaged" if card.ema else "last"}
+    about |= {"regions": memberships(card.regions)} if card.regions else {}
     about |= {key: read_index(index).get(key) for key in ("data", "channels")}
     write_weights(output / "model.safetensors", model.chosen.state_dict(), about)
     if card.ema:
@@ -166,7 +178,7 @@ def _build(card: Any, card_path: Path, encoder: Path | None) -> tuple[Any, dict[
     # The one use of the global generator: torch's layers draw their first weights from it and take no other. The same
     # seed gives every init the same fresh decoder.
     torch.manual_seed(card.seed)
-    network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
+    network = backbone.segmenter(card.outputs, card.crop_vox)
     if encoder is None:
         return network, load_report(network)
     if card.init_file is not None:

@@ -27,7 +27,7 @@ def run(images: Path, labels: Path | None, name: str | None, output: Path) -> No
     """
     from voxprior.configuration import Dataset, Study
     from voxprior.data import survey
-    from voxprior.data.layouts import list_cases
+    from voxprior.data.layouts import IGNORE, list_cases
     from voxprior.strict import validated
     from voxprior.whole import write_text
 
@@ -37,7 +37,8 @@ def run(images: Path, labels: Path | None, name: str | None, output: Path) -> No
         if path.exists():
             raise Refusal(f"{path} is there already and is not overwritten: give another --name, or remove it")
     root, layout, junk, files = _recognised(images, labels)
-    entries = list_cases(layout, root, files, list(layout.classes), layout.channels)
+    named_files = [*layout.classes, *([IGNORE] if layout.ignore else [])]
+    entries = list_cases(layout, root, files, named_files, layout.channels)
     headers, wrong = survey.read_headers(entries, root)
     usable = [entry for entry in entries if entry.case in headers]
     if not usable:
@@ -128,6 +129,8 @@ def _facts(layout: Any, usable: list[Any], headers: list[Any], voxels: Any) -> d
         "cases": len(usable),
         "labelled": len(labelled),
         "classes": classes,
+        "regions": layout.regions,
+        "ignore": list(layout.ignore),
         "channels": list(several) or ["image"],
         "modality": modality,
         "modality_from": f"dataset.json says {layout.modality}" if told else f"a guess: {guess_reason(voxels.air)}",
@@ -178,6 +181,8 @@ def _dataset(name: str, path: str, layout: Any, junk: list[str], facts: dict[str
     classes = "\n".join(f"  {key}: {flow(values)}" for key, values in facts["classes"].items())
     several = facts["channels"] != ["image"]
     channels = f"channels: {flow(facts['channels'])} # in this order\n" if several else ""
+    regions = f"regions: {flow(facts['regions'])} # they overlap; painted in this order\n" if facts["regions"] else ""
+    ignore = f"ignore: {flow(facts['ignore'])} # values that mean 'not known'\n" if facts["ignore"] else ""
     extra = "" if len(junk) <= 3 else f", junk: {flow(junk, ensure_ascii=False)}"
     patient = (
         '# patient: "^([^_. -]+)" # first group of this in a case\'s name is the patient; without it each case is one\n'
@@ -190,6 +195,7 @@ def _dataset(name: str, path: str, layout: Any, junk: list[str], facts: dict[str
         f"layout: {flow(place, ensure_ascii=False)}\n"
         f"{channels}"
         f"classes: # name: values in the label maps\n{classes}\n"
+        f"{regions}{ignore}"
         f"{patient}"
         f"licence: unknown # stands in the report\n"
     )
@@ -254,6 +260,8 @@ def _told(root: Path, layout: Any, facts: dict[str, Any], wrong: list[str], path
         f"  {facts['spacing_why']}: {facts['spacing']} mm; the median scan is then {facts['shape']} voxels (z y x)",
         f"  classes {', '.join(facts['classes'])}"
         + (f" (values in {maps} label maps: {facts['values']})" if maps else ""),
+        *([f"  {', '.join(facts['regions'])} overlap: each is learned on its own"] if facts["regions"] else []),
+        *([f"  values {facts['ignore']} are not known: in no loss and no score"] if facts["ignore"] else []),
         *(f"  not usable: {sentence}" for sentence in wrong[:5]),
         *([f"  ... and {len(wrong) - 5} more; intake lists all with their reasons"] if len(wrong) > 5 else []),
         "",
@@ -261,7 +269,7 @@ def _told(root: Path, layout: Any, facts: dict[str, Any], wrong: list[str], path
         "Please check:",
     ]
     known = {value for values in facts["classes"].values() for value in values}
-    unknown = sorted(set(facts["values"]) - known)
+    unknown = sorted(set(facts["values"]) - known - set(facts["ignore"]))
     checks = [
         f"the modality and the intensity range, taken from {scans} scans",
         "the names of the classes" + (f"; values {unknown} have none" if unknown else ""),

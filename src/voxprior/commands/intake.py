@@ -38,8 +38,9 @@ def run(
     content = read_card("intake", card)
     listed = read_manifest(manifest)
     root, files = files_of(listed, manifest)
-    entries = layouts.list_cases(content.layout, root, files, list(content.classes), content.channels)
-    merger = labels.ClassFiles.of(content.classes, cases.parent / "labels") if any(e.parts for e in entries) else None
+    in_files = content.classes | ({layouts.IGNORE: content.ignore} if content.ignore else {})
+    entries = layouts.list_cases(content.layout, root, files, list(in_files), content.channels)
+    merger = labels.ClassFiles.of(in_files, cases.parent / "labels") if any(e.parts for e in entries) else None
     identity = intake.Identity(
         content.dataset, content.patient, content.person, content.simulated, len(content.channels)
     )
@@ -47,7 +48,8 @@ def run(
     aside: list[dict[str, Any]] = []
     shutil.rmtree(cases.parent / "quarantine", ignore_errors=True)
     known = _memory(content, listed, cases.parent / "examined.jsonl")
-    notes = intake.Notes(cases.parent, content.classes, content.ignore, fingerprints.SAMPLES, known)
+    thin = intake.thinning(len(entries))
+    notes = intake.Notes(cases.parent, content.classes, content.ignore, fingerprints.SAMPLES, thin, known)
     if workers > 1:
         workers = processes.fitting(workers, survey.need_bytes(entries, root), memory.free_bytes())
     looked = intake.examine(entries, root, identity, merger, notes, workers)

@@ -137,7 +137,7 @@ class _Worker:
             labels_ZYX, held = self._labels(voxels_CZYX, Path(place))
             ids = volume.to_native(labels_ZYX, grid, raw)
             files = self._extras(scan, ids, (voxels_CZYX[0], labels_ZYX, grid, raw), held)
-        found = export.measure(ids, len(self.card.classes))
+        found = export.measure(ids, len(self.card.classes), self.first.regions)
         export.write_labels(ids, self.values, self.output / f"{scan.case}.nii.gz")
         files = [f"{scan.case}.nii.gz", *files]
         flags = self._flags(scan, looked[0])
@@ -155,14 +155,16 @@ class _Worker:
 
         from voxprior.data import export, prepare
         from voxprior.segment import infer
+        from voxprior.segment.readout import readout_of
 
-        how = infer.Tiling(self.card.crop_vox, self.wanted.overlap, most_bytes=self._most_bytes())
+        tiling = infer.Tiling(self.card.crop_vox, self.wanted.overlap, most_bytes=self._most_bytes())
         held = None
         if self.wanted.probabilities:
-            held = export.Probabilities(place / "shares", len(self.card.classes) + 1, voxels_CZYX.shape[1:])
+            held = export.Probabilities(place / "shares", self.card.outputs, voxels_CZYX.shape[1:])
         keep = None if held is None else held.put
+        how = (tiling, self.where, keep, None, readout_of(self.card.regions))
         try:
-            labels_ZYX = infer.segment_with(self.network, voxels_CZYX, prepare.QUANTUM, how, self.where, keep)
+            labels_ZYX = infer.segment_with(self.network, voxels_CZYX, prepare.QUANTUM, *how)
         except torch.OutOfMemoryError:
             raise Refusal(f"the device {self.where} has too little memory for this scan: use --device cpu") from None
         return labels_ZYX, held
@@ -192,10 +194,12 @@ class _Worker:
                 raise Refusal(f"{scan.name} is no DICOM series, and a DICOM SEG refers to one: leave out --dicom-seg")
             ordered = [Path(file) for file in series.order(scan.files, scan.name)[0]]
             files.append(f"{scan.case}.seg.dcm")
-            dicomseg.write(ids, self.card.classes, ordered, versions().get("voxprior", "0"), self.output / files[-1])
+            named = dicomseg.Classes(self.card.classes, self.first.regions)
+            dicomseg.write(ids, named, ordered, versions().get("voxprior", "0"), self.output / files[-1])
         if held is not None:
             with held:
-                names = [f"{scan.case}.probabilities/{name}.nii.gz" for name in ("background", *self.card.classes)]
+                shown = [*([] if self.card.regions else ["background"]), *self.card.classes]
+                names = [f"{scan.case}.probabilities/{name}.nii.gz" for name in shown]
                 held.write(grid, raw, [self.output / name for name in names])
                 files += names
         if self.wanted.overlay:
@@ -222,12 +226,14 @@ class _Worker:
 
     def _rows(self, case: str, found: list[Any], flags: list[str]) -> list[tuple[Any, ...]]:
         """Makes the case's rows of the table."""
-        values = self.values or [[number] for number in range(1, len(found) + 1)]
+        from voxprior.data import labels
+
+        values = labels.own_values(self.values) if self.values else list(range(1, len(found) + 1))
         rows = []
         for name, value, one in zip(self.card.classes, values, found, strict=True):
             flag = "empty" if not one.voxels else "touches border" if one.touches_border else ""
             volume_ml = float(f"{one.volume_ml:.6g}")
-            told = (value[0] if value else "", volume_ml, one.voxels, flag, "; ".join(flags), f"{case}.nii.gz")
+            told = (value or "", volume_ml, one.voxels, flag, "; ".join(flags), f"{case}.nii.gz")
             rows.append((case, name, *told))
         return rows
 

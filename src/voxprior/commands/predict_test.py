@@ -38,8 +38,12 @@ def run(card_path: Path, model: Path, index: list[Path], splits: Path, output: P
         told = read_note(note, made_from)
         if told is None:
             told = {"dataset": dataset, "case": entry["case"], "file": str(file)}
-            told |= _segment(path, entry, file, (network, loaded.card, card.predict.overlap, where))
-            write_note(note, made_from, [file.name], told)
+            if card.confidence:
+                told["confidence"] = str(note.with_suffix(".confidence.nii.gz"))
+            told |= _segment(path, entry, told, (network, loaded.card, card.predict.overlap, where))
+            write_note(
+                note, made_from, [Path(told[what]).name for what in ("file", "confidence") if what in told], told
+            )
         done.append(told)
     write_json(output, {"format": 1, **made_by, "cases": done})
 
@@ -60,16 +64,24 @@ def _cases(index: list[Path], splits: Path, number: int) -> Iterator[tuple[Path,
             yield path, content["dataset"], entries[case]
 
 
-def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any, float, Any]) -> dict[str, Any]:
-    """Segments one case and writes it: {seconds, volume_ml per class}."""
+def _segment(
+    path: Path, entry: dict[str, Any], files: dict[str, str], how: tuple[Any, Any, float, Any]
+) -> dict[str, Any]:
+    """Segments one case and writes it, and the probability of each voxel's class where `files` has a place for it.
+
+    Returns:
+        {seconds, volume_ml per class}.
+    """
     import math
 
     import numpy as np
     import SimpleITK as sitk
 
-    from voxprior.data import cache, volume
+    from voxprior.data import cache, export, volume
     from voxprior.engine.device import autocast
-    from voxprior.segment.infer import segment_volume
+    from voxprior.maths.regions import memberships, union
+    from voxprior.segment import infer
+    from voxprior.segment.readout import readout_of
 
     network, learned, overlap, where = how
     began = time.monotonic()
@@ -77,11 +89,22 @@ def _segment(path: Path, entry: dict[str, Any], file: Path, how: tuple[Any, Any,
     if case.channels != learned.channels:
         raise Refusal(f"{path}: {case.name} has {case.channels} channels, the model {learned.channels}: leave it out")
     voxels_CZYX, _, _ = case.read((0, 0, 0), case.shape_zyx)
-    labels_ZYX = segment_volume(
-        network, voxels_CZYX, case.quantum, learned.crop_vox, overlap, where, autocast(where, learned.precision)
-    )
+    tiling, precision = infer.Tiling(learned.crop_vox, overlap), autocast(where, learned.precision)
+    read = readout_of(learned.regions)
+    sure_ZYX = np.zeros(case.shape_zyx if "confidence" in files else 0, np.uint8)
+
+    def keep(place: Any, shares_CZYX: Any) -> None:
+        sure_ZYX[place] = np.rint(shares_CZYX.max(axis=0) * np.float32(export.ONE))
+
+    kept = keep if "confidence" in files else None
+    labels_ZYX = infer.segment_with(network, voxels_CZYX, case.quantum, tiling, where, kept, precision, read)
     image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
-    volume.write_image(image, file)
-    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)[1:]
+    volume.write_image(image, files["file"])
+    if "confidence" in files:
+        grids = (volume.Grid.from_json(entry[name]) for name in ("grid", "raw"))
+        export.write_shares(sure_ZYX, *grids, Path(files["confidence"]))
+    count_N = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)
     voxel_ml = math.prod(entry["raw"]["spacing_xyz_mm"]) / 1000.0
+    overlapping = memberships(learned.regions)
+    counts = [count_N[union(overlapping, number)].sum() for number in range(1, len(learned.classes) + 1)]
     return {"seconds": time.monotonic() - began, "volume_ml": [float(count * voxel_ml) for count in counts]}

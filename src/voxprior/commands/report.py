@@ -31,7 +31,7 @@ def run(config: Path, results: Path, output: Path) -> None:
 def _read_looks(config: dict[str, Any], results: Path) -> list[Any]:
     """Reads the picked test cases of each backbone, as each init segments them."""
     from voxprior.errors import Refusal
-    from voxprior.study import facts, gather
+    from voxprior.study import cells, gather
     from voxprior.study.looks import Look, picked_cases
 
     study = config["study"]
@@ -39,7 +39,7 @@ def _read_looks(config: dict[str, Any], results: Path) -> list[Any]:
     rows = table.set_index("case")[["image", "label"]].to_dict("index")
     looks = []
     for backbone, picked in picked_cases(results, study).items():
-        inits = [init for b, init in facts.arms_of(study) if b == backbone]
+        inits = [init for b, init in cells.arms_of(study) if b == backbone]
         for which, case in picked:
             found: dict[str, Path] = {}
             reasons: dict[str, str] = {}
@@ -58,11 +58,11 @@ def _read_looks(config: dict[str, Any], results: Path) -> list[Any]:
 
 
 def _prediction_of(results: Path, study: dict[str, Any], backbone: str, init: str, case: str) -> Path:
-    """Finds the prediction of a case with the largest budget, first seed of the fold that tests it."""
+    """Finds the prediction of a case with the largest budget, first seeds of the fold that tests it."""
     from voxprior.errors import Refusal
-    from voxprior.study import facts, gather
+    from voxprior.study import cells, gather
 
-    for cell in facts.cells_of(study, backbone, init, max(study["split"]["budgets"])):
+    for cell in cells.cells_of(study, backbone, init, max(study["split"]["budgets"])):
         listed = gather.cell_folder(results, cell) / "predictions.json"
         for entry in gather.read_json(listed)["cases"]:
             if entry["case"] == case and entry["dataset"] == study["dataset"]:

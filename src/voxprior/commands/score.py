@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from voxprior.errors import Refusal
 
 COLUMNS = ("dataset", "case", "patient", "class", "metric", "value", "flag")
 
@@ -30,7 +33,8 @@ def run(card: Path, predictions: Path, cases: list[Path], output: Path) -> None:
     for entry in progress(listed, len(listed), f"score {predictions.parent}"):
         row = _row_of(entry, table, content.datasets, predictions)
         if row["label"]:
-            writer.writerows(_score_case(content, row, located(entry["file"], predictions)))
+            files = {what: located(entry[what], predictions) for what in ("file", "confidence") if what in entry}
+            writer.writerows(_score_case(content, row, files))
         else:
             unlabelled += 1
     write_text(output, text.getvalue())
@@ -45,7 +49,6 @@ def _read_table(path: Path) -> list[dict[str, str]]:
 def _row_of(
     entry: dict[str, Any], table: dict[tuple[str, str], dict[str, str]], datasets: dict[str, Any], predictions: Path
 ) -> dict[str, str]:
-    from voxprior.errors import Refusal
 
     dataset, case = entry["dataset"], entry["case"]
     if dataset not in datasets:
@@ -55,54 +58,77 @@ def _row_of(
     return table[dataset, case]
 
 
-def _score_case(content: Any, row: dict[str, str], prediction_path: Path) -> list[tuple[str, ...]]:
+def _score_case(content: Any, row: dict[str, str], files: dict[str, Path]) -> list[tuple[str, ...]]:
     """Scores one case: a table row per class that its dataset labels, and metric."""
     import numpy as np
     import SimpleITK
 
     from voxprior.data import volume
-    from voxprior.errors import Refusal
     from voxprior.maths import overlap
 
-    if not prediction_path.is_file():
-        raise Refusal(f"{prediction_path} is missing, the prediction of case '{row['case']}': rerun 'predict'")
+    prediction_path = files["file"]
+    for path in files.values():
+        if not path.is_file():
+            raise Refusal(f"{path} is missing, the prediction of case '{row['case']}': rerun 'predict'")
     label, _ = volume.read_label(row["label"])
     prediction, _ = volume.read_label(prediction_path)
     volume.Grid.of(prediction).demand_same(prediction_path, volume.Grid.of(label), row["label"], "rerun 'predict'")
-    values, classes = content.datasets[row["dataset"]], len(content.classes)
-    to_id = np.zeros(1 << 16, dtype=np.uint8)
-    kept = np.zeros(1 << 16, dtype=np.uint8)  # what this dataset does not label is no mistake: it becomes background
-    for number, in_file in enumerate(values, start=1):
-        to_id[in_file] = number
-        kept[number] = number if in_file else 0
-    label_ZYX, prediction_ZYX = (
-        to_id[SimpleITK.GetArrayViewFromImage(label)],
-        SimpleITK.GetArrayViewFromImage(prediction),
-    )
-    if prediction_ZYX.max() > classes:
-        raise Refusal(f"{prediction_path} holds the label {prediction_ZYX.max()} of {classes} classes: rerun 'predict'")
-    prediction_ZYX = kept[prediction_ZYX]
-    unknown_ZYX = np.isin(SimpleITK.GetArrayViewFromImage(label), content.ignore.get(row["dataset"], []))
-    label_ZYX[unknown_ZYX] = prediction_ZYX[unknown_ZYX] = 0  # nobody knows what is there: no score of it
+    values = content.datasets[row["dataset"]]
+    label_ZYX, prediction_ZYX = (SimpleITK.GetArrayViewFromImage(image) for image in (label, prediction))
+    if (most := prediction_ZYX.max()) > len(values):
+        raise Refusal(f"{prediction_path} holds the label {most} of {len(values)} classes: rerun 'predict'")
+    unknown_ZYX = np.isin(label_ZYX, content.ignore.get(row["dataset"], []))
     spacing = volume.Grid.of(label).spacing_zyx_mm
-    counts = overlap.confusion(label_ZYX, prediction_ZYX, classes)
-    found = _measure(content.score, label_ZYX, prediction_ZYX, counts, spacing)
+    sure_ZYX = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(files["confidence"])) if "confidence" in files else None
+    found: dict[tuple[str, int], tuple[float, str]] = {}  # by metric and class
+    for numbers, of_label, of_prediction in _compared(values, content.regions):
+        maps = of_label[label_ZYX], of_prediction[prediction_ZYX]
+        for ids_ZYX in maps:
+            ids_ZYX[unknown_ZYX] = 0  # nobody knows what is there: no score of it
+        counts = overlap.confusion(*maps, len(numbers))
+        measured = _measure(content.score, *maps, counts, spacing, sure_ZYX)
+        for metric in content.score.metrics:
+            for number, score, flag in zip(numbers, measured[metric], overlap.flags(counts), strict=True):
+                found[metric, number] = score, flag
     rows: list[tuple[str, ...]] = []
     for metric in content.score.metrics:
-        for name, in_file, score, flag in zip(
-            content.classes, values, found[metric], overlap.flags(counts), strict=True
-        ):
+        for number, (name, in_file) in enumerate(zip(content.classes, values, strict=True), 1):
             if in_file:
+                score, flag = found[metric, number]
                 text = "" if np.isnan(score) else f"{score:.8g}"
                 rows.append((row["dataset"], row["case"], row["patient"], name, metric, text, flag))
     return rows
 
 
-def _measure(asked: Any, label_ZYX: Any, prediction_ZYX: Any, counts: Any, spacing: Any) -> dict[str, Any]:
+def _compared(values: list[list[int]], regions: list[list[int]]) -> Iterator[tuple[list[int], Any, Any]]:
+    """Says which maps of ids are compared: all classes in one pair of maps, or a pair per class where they overlap.
+
+    Yields:
+        Numbers of classes that become ids 1, 2, ...; tables from values to ids: of the label's file, of the prediction.
+    """
+    import numpy as np
+
+    from voxprior.maths.regions import memberships, union
+
+    overlapping = memberships(regions)
+    every = list(range(1, len(values) + 1))
+    for numbers in [[number] for number in every if values[number - 1]] if overlapping else [every]:
+        tables = np.zeros((2, 1 << 16), dtype=np.uint8)
+        for place, number in enumerate(numbers, 1):
+            in_file = values[number - 1]
+            tables[0, in_file] = place
+            # What this dataset does not label is no mistake: it becomes background.
+            tables[1, union(overlapping, number)] = place if in_file else 0
+        yield numbers, *tables
+
+
+def _measure(
+    asked: Any, label_ZYX: Any, prediction_ZYX: Any, counts: Any, spacing: Any, sure_ZYX: Any
+) -> dict[str, Any]:
     """Computes the metrics that are asked for: (K,) by name, and those that come with them."""
     import numpy as np
 
-    from voxprior.maths import areas, lesions, overlap, surfaces
+    from voxprior.maths import areas, calibration, lesions, overlap, surfaces
 
     classes = len(counts) - 1
     found: dict[str, Any] = {"dice": overlap.dice(counts), "volume_error": overlap.volume_errors(counts)}
@@ -114,6 +140,10 @@ def _measure(asked: Any, label_ZYX: Any, prediction_ZYX: Any, counts: Any, spaci
         found["nsd_area"] = areas.area_weighted_nsd(*maps, spacing, asked.tolerance_mm, _corner_areas(spacing))
     if "lesion_f1" in asked.metrics:
         found["lesion_f1"] = lesions.lesion_f1(*maps, asked.lesion_iou)
+    if "calibration_error" in asked.metrics:
+        if sure_ZYX is None:
+            raise Refusal("calibration_error needs probabilities, and these predictions have none: rerun 'predict'")
+        found["calibration_error"] = calibration.calibration_error(label_ZYX, prediction_ZYX, sure_ZYX, classes)
     return found
 
 

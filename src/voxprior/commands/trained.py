@@ -31,6 +31,13 @@ class Trained:
         """Lists, per class, its values in the training dataset's files; None where the file does not say."""
         return self.data.get("values")
 
+    @property
+    def regions(self) -> list[list[int]]:
+        """Lists, per painted class, the classes it belongs to; [] where they do not overlap (`maths/regions.py`)."""
+        from voxprior.maths.regions import memberships
+
+        return memberships(self.card.regions)
+
     def recipe(self) -> Any:
         """Makes the recipe by which scans are prepared as in training.
 
@@ -66,7 +73,7 @@ def load(path: Path) -> Trained:
         raise Refusal(f"{path} does not say which card it was trained by: {AGAIN}")
     card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", AGAIN)
     backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
-    network = backbone.segmenter(len(card.classes) + 1, card.crop_vox)
+    network = backbone.segmenter(card.outputs, card.crop_vox)
     try:
         network.load_state_dict(state)
     except RuntimeError:
@@ -83,7 +90,7 @@ def load_ensemble(paths: list[Path]) -> list[Trained]:
     models = [load(path) for path in paths]
     first = models[0]
     for other in models[1:]:
-        for what in ("classes", "channels", "prepare", "crop_vox"):
+        for what in ("classes", "regions", "channels", "prepare", "crop_vox"):
             if getattr(other.card, what) != getattr(first.card, what):
                 raise Refusal(
                     f"{other.path} has another {what.replace('_vox', '')} than {first.path}: an ensemble is made of "

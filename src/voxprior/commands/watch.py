@@ -94,17 +94,22 @@ def clock(seconds: float | None) -> str:
 
 
 def words(name: str) -> str:
-    """Writes a run's path shorter: `mae 4 labels s0 vit_tiny` for `vit_tiny/mae/budget4/fold0/seed0`."""
-    parts = name.split("/")
-    if len(parts) == 5:
-        backbone, init, budget, fold, seed = parts
-        folded = f" f{fold.removeprefix('fold')}" if fold != "fold0" else ""
-        number = budget.removeprefix("budget")
-        return f"{init} {number} label{'s' if number != '1' else ''} s{seed.removeprefix('seed')}{folded} {backbone}"
-    if len(parts) == 3:
-        backbone, method, fold = parts
-        return f"{method} {backbone}" + (f" f{fold.removeprefix('fold')}" if fold != "fold0" else "")
-    return name
+    """Writes a run's path shorter: `mae 4 labels p0 s0 vit_tiny` for `vit_tiny/mae/budget4/fold0/pretrain0_seed0`."""
+    from voxprior.study.cells import read_name
+
+    run = read_name(name)
+    if run is None:
+        return name
+    number = None if run.budget is None else f"{run.budget} label{'s' if run.budget != 1 else ''}"
+    before = None if run.pretrain_seed is None else f"p{run.pretrain_seed}"
+    parts = [
+        run.init,
+        number,
+        before,
+        None if run.seed is None else f"s{run.seed}",
+        f"f{run.fold}" if run.fold else None,
+    ]
+    return " ".join(part for part in [*parts, run.backbone] if part)
 
 
 def speed(job: Any) -> str:

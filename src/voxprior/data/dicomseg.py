@@ -6,17 +6,32 @@ Needs highdicom (`pip install voxprior[dicom]`), and nothing else of the package
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from voxprior.data import anatomy
 from voxprior.errors import Refusal
+from voxprior.maths.regions import union
 from voxprior.whole import whole
 
 MAKER = "voxprior"
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient")
+
+
+class Classes(NamedTuple):
+    """Names of classes 1 to K, and, where they overlap, to which each painted one belongs (`maths/regions.py`)."""
+
+    names: Sequence[str]
+    overlapping: Sequence[Sequence[int]] = ()
+
+    def segments(self, ids_ZYX: Any) -> Any:
+        """Makes what highdicom takes: a label map, or a map of each class behind one another, (Z, Y, X, K)."""
+        if not self.overlapping:
+            return np.ascontiguousarray(ids_ZYX)
+        numbers = range(1, len(self.names) + 1)
+        return np.stack([np.isin(ids_ZYX, union(self.overlapping, n)) for n in numbers], axis=-1).astype(np.uint8)
 
 
 def demand() -> None:
@@ -29,7 +44,7 @@ def demand() -> None:
         raise Refusal("--dicom-seg needs highdicom, which is not installed: pip install 'voxprior[dicom]'")
 
 
-def write(ids: sitk.Image, classes: Sequence[str], slices: Sequence[Path], version: str, path: Path) -> None:
+def write(ids: sitk.Image, classes: Classes, slices: Sequence[Path], version: str, path: Path) -> None:
     """Writes a label map as a binary DICOM SEG, by rename.
 
     Segment n is class n, named as in the study, with SNOMED CT codes where `anatomy` knows them. Each frame refers to
@@ -37,7 +52,7 @@ def write(ids: sitk.Image, classes: Sequence[str], slices: Sequence[Path], versi
 
     Args:
         ids: label map, 0 to K, on the grid of the series.
-        classes: names of classes 1 to K.
+        classes: 1 to K.
         slices: the series' files in the order of `ids`' slices.
         version: of the software.
         path: `….dcm`.
@@ -62,9 +77,9 @@ def write(ids: sitk.Image, classes: Sequence[str], slices: Sequence[Path], versi
     try:
         seg = hd.seg.Segmentation(
             source_images=sources,
-            pixel_array=np.ascontiguousarray(sitk.GetArrayViewFromImage(ids)),
+            pixel_array=classes.segments(sitk.GetArrayViewFromImage(ids)),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment(number, name, version) for number, name in enumerate(classes, 1)],
+            segment_descriptions=[_segment(number, name, version) for number, name in enumerate(classes.names, 1)],
             series_instance_uid=hd.UID(),
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
             sop_instance_uid=hd.UID(),

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from voxprior.data import resample, volume
 from voxprior.data.labels import to_own_values
+from voxprior.maths.regions import union
 
 ONE = 255  # a probability of 1, as it is stored
 
@@ -30,8 +31,8 @@ class Found(NamedTuple):
     touches_border: bool  # it lies on the first or last slice along some axis: the scan may have cut it off
 
 
-def measure(ids: sitk.Image, classes: int) -> list[Found]:
-    """Measures classes 1 to `classes` of a label map of ids (uint8)."""
+def measure(ids: sitk.Image, classes: int, overlapping: Sequence[Sequence[int]] = ()) -> list[Found]:
+    """Measures classes 1 to `classes` of a label map of ids (uint8); `overlapping`: see `maths/regions.py`."""
     from voxprior.maths import kernels
 
     ids_ZYX = sitk.GetArrayViewFromImage(ids)
@@ -40,7 +41,12 @@ def measure(ids: sitk.Image, classes: int) -> list[Found]:
     faces = [np.unique(ids_ZYX.take(place, axis)) for axis in range(3) for place in (0, -1)]
     outer = set(np.concatenate(faces).tolist())
     voxel_ml = math.prod(ids.GetSpacing()) / 1000.0
-    return [Found(int(count_K[n]), float(count_K[n] * voxel_ml), n in outer) for n in range(1, classes + 1)]
+    found = []
+    for number in range(1, classes + 1):
+        painted = union(overlapping, number)
+        voxels = int(count_K[painted].sum())
+        found.append(Found(voxels, voxels * voxel_ml, not outer.isdisjoint(painted)))
+    return found
 
 
 def write_labels(ids: sitk.Image, values: Sequence[Sequence[int]] | None, path: Path) -> None:
@@ -77,13 +83,18 @@ class Probabilities:
         self._held_CZYX[(slice(None), *place)] = np.rint(shares_CZYX * np.float32(ONE))
 
     def write(self, grid: volume.Grid, raw: volume.Grid, files: Sequence[Path]) -> None:
-        """Writes classes 0, 1, ... to files, on the scan's own grid: uint8, 255 times the probability.
-
-        Between prepared voxels it is interpolated linearly; beyond the last one its value is repeated.
-        """
-        lps = volume.lps_grid(raw)
+        """Writes what is held, in order, to files (see `write_shares`)."""
         for held_ZYX, file in zip(self._held_CZYX, files, strict=True):
-            native_ZYX = resample.resample_image(
-                held_ZYX, grid.spacing_zyx_mm, lps.spacing_zyx_mm, quantum=1.0, blur=False, new_shape_zyx=lps.shape_zyx
-            )
-            volume.write_image(volume.from_lps(native_ZYX.astype(np.uint8), raw), file)
+            write_shares(held_ZYX, grid, raw, file)
+
+
+def write_shares(held_ZYX: Array, grid: volume.Grid, raw: volume.Grid, file: Path) -> None:
+    """Writes probabilities on the scan's own grid as they are held: uint8, 255 times the probability.
+
+    Between prepared voxels they are interpolated linearly; beyond the last one its value is repeated.
+    """
+    lps = volume.lps_grid(raw)
+    native_ZYX = resample.resample_image(
+        held_ZYX, grid.spacing_zyx_mm, lps.spacing_zyx_mm, quantum=1.0, blur=False, new_shape_zyx=lps.shape_zyx
+    )
+    volume.write_image(volume.from_lps(native_ZYX.astype(np.uint8), raw), file)

@@ -66,8 +66,14 @@ class Notes:
     classes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # name -> label values; empty: any value goes
     ignore: Sequence[int] = ()  # label values that mean "not known"
     samples: int = 0  # voxels that a case gives to the fingerprint; 0: nothing is measured
+    thin: int = 1  # of which every so many-th is kept (`thinning`)
     memory: Memory | None = None
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by case, of those that can be used
+
+
+def thinning(cases: int) -> int:
+    """Says which share of a case's voxels the fingerprint keeps, one in so many: about ten million in all."""
+    return max(1, -(-cases * fingerprint.SAMPLES // 10_000_000))
 
 
 def examine(
@@ -111,7 +117,10 @@ def examine(
             yield "quarantine", _defect(entry, root, identity.dataset, sentence, pictures)
         else:
             # Numbers of Python's own would take eight times the memory in ten thousand cases.
-            taken = [{kind: np.array(some, np.float32) for kind, some in one.items()} for one in measured["channels"]]
+            every = slice(None, None, notes.thin)
+            taken = [
+                {kind: np.array(some[every], np.float32) for kind, some in one.items()} for one in measured["channels"]
+            ]
             notes.measures[entry.case] = measured | {"channels": taken}
             yield "case", row
 

@@ -16,6 +16,7 @@ from voxprior.data import volume
 from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.data.repairs import NEAR_VOX
 from voxprior.errors import Refusal
+from voxprior.maths import regions
 from voxprior.whole import write_json
 
 
@@ -89,13 +90,20 @@ def to_own_values(labels_ZYX: np.ndarray[Any, Any], values: Sequence[Sequence[in
     Args:
         labels_ZYX: ids 0, 1, ..., K.
         values: `values[i]` lists the dataset's values of class i + 1. Of a class with several values the first is
-            taken: which of them a voxel had cannot be known. A class that the dataset does not have becomes 0.
+            taken: which of them a voxel had cannot be known. Where classes overlap, the values of later ones are not
+            taken, unless no other is left. A class that the dataset does not have becomes 0.
 
     Returns:
         uint8, or uint16 where a value needs it.
     """
-    own = np.array([0, *(some[0] if some else 0 for some in values)])
+    own = np.array([0, *own_values(values)])
     return own.astype(np.uint8 if own.max() <= 255 else np.uint16)[labels_ZYX]
+
+
+def own_values(values: Sequence[Sequence[int]]) -> list[int]:
+    """Says with which of a dataset's own values each class is written (see `to_own_values`); 0: it has none."""
+    painted = regions.painted_values(values)
+    return [(left or some or [0])[0] for some, left in zip(values, painted, strict=True)]
 
 
 @dataclass(frozen=True)

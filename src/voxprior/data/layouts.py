@@ -13,6 +13,8 @@ from voxprior.data.entries import Entry, Layout, join_channels, match, pair, pai
 from voxprior.data.volume import stem
 from voxprior.errors import Refusal
 
+IGNORE = "ignore"  # how published layouts name what is not known, among their classes
+
 
 def list_cases(
     layout: Layout, root: Path, files: list[str], classes: Sequence[str] = (), channels: Sequence[str] = ()

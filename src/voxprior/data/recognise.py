@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from voxprior.data.entries import match
-from voxprior.data.layouts import list_cases
+from voxprior.data.layouts import IGNORE, list_cases
 from voxprior.data.volume import SUFFIXES, stem
 from voxprior.errors import Refusal
+from voxprior.maths import regions
 
 LABEL_WORDS = re.compile(
     r"(?:^|[^a-z])(label|labels|labelmap|seg|segs|segm|segmentation|mask|gt|truth|dseg)(?![a-z])", re.I
@@ -28,8 +29,9 @@ SAMPLE = 300  # files that templates are tried on; what they match among all is 
 class Recognised:
     """A layout as `configuration.Layout` has it, and what else the names and a `dataset.json` tell.
 
-    `classes` (name -> values) and `channels` are empty where they are not told; `modality` is what a `dataset.json`
-    calls the first channel.
+    `classes` (name -> values) and `channels` are empty where they are not told; `ignore` lists values that mean "not
+    known"; `modality` is what a `dataset.json` calls the first channel. Classes that overlap stand in the order in
+    which they are painted.
     """
 
     kind: str
@@ -39,6 +41,13 @@ class Recognised:
     channels: tuple[str, ...] = ()
     classes: dict[str, list[int]] = field(default_factory=dict)
     modality: str = ""
+    ignore: tuple[int, ...] = ()
+
+    @property
+    def regions(self) -> list[str]:
+        """Lists the classes that share a value with another one, in their order."""
+        every = Counter(value for values in self.classes.values() for value in set(values))
+        return [name for name, values in self.classes.items() if any(every[value] > 1 for value in values)]
 
 
 def recognise(root: Path, images: str, labels: str | None, files: list[str]) -> Recognised | None:
@@ -111,18 +120,29 @@ def _described(folder: Path, inside: list[str], place: str) -> Recognised | None
     else:
         return None
     several = _distinct(names) if len(names) > 1 else ()
-    return Recognised(kind, None, None, place, several, _classes(content.get("labels", {})), modality)
+    classes, ignore = _classes(content.get("labels", {}))
+    return Recognised(kind, None, None, place, several, classes, modality, ignore)
 
 
-def _classes(labels: Any) -> dict[str, list[int]]:
-    """Takes classes from `{"1": "liver"}` or `{"liver": 1}`; `{"tumour": [2, 3]}` joins values. 0 is background."""
+def _classes(labels: Any) -> tuple[dict[str, list[int]], tuple[int, ...]]:
+    """Takes classes from `{"1": "liver"}` or `{"liver": 1}`, and the values that are ignored. 0 is background.
+
+    `{"tumour": [2, 3]}` joins values. Where classes overlap they stand in the order in which nnU-Net paints them, that
+    of `labels` (`regions_class_order` holds the values that are painted); or the larger before the smaller ones, where
+    that order would cover some.
+    """
     classes: dict[str, list[int]] = {}
+    ignore: tuple[int, ...] = ()
     for key, value in labels.items() if isinstance(labels, dict) else ():
         name, numbers = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
         numbers = [int(number) for number in numbers if str(number).isdigit() and int(number) > 0]
-        if numbers and str(name).lower() not in ("background", "ignore"):
+        if str(name).lower() == IGNORE:
+            ignore = tuple(numbers)
+        elif numbers and str(name).lower() != "background":
             classes[word(str(name))] = numbers
-    return classes
+    if not all(regions.painted_values(list(classes.values()))):
+        classes = dict(sorted(classes.items(), key=lambda named: -len(named[1])))
+    return classes, ignore
 
 
 def _totalsegmentator(inside: list[str], place: str) -> Recognised | None:
@@ -131,7 +151,9 @@ def _totalsegmentator(inside: list[str], place: str) -> Recognised | None:
     names = sorted({m[2] for m in parts if m[1] in scans and word(m[2]) == m[2]})
     if not names:
         return None
-    return Recognised("totalsegmentator", root=place, classes={name: [value] for value, name in enumerate(names, 1)})
+    classes = {name: [value] for value, name in enumerate(sorted(names, key=lambda name: name == IGNORE), 1)}
+    ignore = tuple(classes.pop(IGNORE, ()))
+    return Recognised("totalsegmentator", root=place, classes=classes, ignore=ignore)
 
 
 def _bids(inside: list[str], place: str) -> Recognised | None:

@@ -4,12 +4,12 @@ One line of JSON per case, added as soon as the case is done. A case counts as k
 the manifest and, on the disk, the size and time of change that they had.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from voxprior.data.files import sha256_of_json
-from voxprior.whole import add_line, read_lines
+from voxprior.whole import add_line, parse_lines
 
 VERSION = 2  # raised when a case's row, its measures or what is refused changes
 
@@ -26,8 +26,9 @@ class Memory:
             settings: JSON content that the rows depend on beside the files.
         """
         self._path, self._hashes, self._settings = path, hashes, sha256_of_json([VERSION, settings])
-        lines = read_lines(path)
-        self._known: dict[str, Any] = {line["key"]: line["kept"] for line in lines if {"key", "kept"} <= line.keys()}
+        # Where a line stands, not what is on it: some KB a case.
+        self._file: IO[bytes] | None = path.open("rb") if path.is_file() else None
+        self._known = dict(_places(self._file)) if self._file else {}
 
     def key(self, root: Path, files: Iterable[str], rest: Any) -> str | None:
         """Names a case by its files' content; None where a file cannot be found or is not in the manifest."""
@@ -44,9 +45,23 @@ class Memory:
 
     def get(self, key: str | None) -> Any:
         """Gives what was kept under a key, or None."""
-        return self._known.get(key) if key else None
+        place = self._known.get(key) if key else None
+        if place is None or self._file is None:
+            return None
+        self._file.seek(place)
+        return next((line["kept"] for line in parse_lines(self._file.readline().decode(errors="replace"))), None)
 
     def keep(self, key: str | None, kept: Any) -> None:
         """Adds a line."""
         if key:
             add_line(self._path, {"key": key, "kept": kept})
+
+
+def _places(file: IO[bytes]) -> Iterator[tuple[str, int]]:
+    """Yields (key, where its line begins) of the lines that are whole."""
+    place = 0
+    for line in file:
+        for content in parse_lines(line.decode(errors="replace")):
+            if {"key", "kept"} <= content.keys():
+                yield content["key"], place
+        place += len(line)

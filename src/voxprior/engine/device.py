@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,6 +102,31 @@ def can_compile(device: torch.device) -> bool:
     """Tells whether `torch.compile` is worth it and possible here: on CUDA, with Triton and a C compiler for it."""
     compilers = ("cc", "gcc", "clang")
     return device.type == "cuda" and find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+class Upload:
+    """Copies batches to a device, on a GPU beside what it computes: the host runs ahead of it, and so do the copies.
+
+    GL-MAE's regions are 262 MB a step, 5 ms of a bus of 50 GB/s. They copy while the step before is computed if the
+    batch lies in page-locked memory, as the loader puts it for a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, key_B: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Returns keys and batch on the device, for the stream that is current there."""
+        if self.stream is None:
+            return key_B.to(self.device), {name: tensor.to(self.device) for name, tensor in batch.items()}
+        with torch.cuda.stream(self.stream):
+            keys = key_B.to(self.device, non_blocking=True)
+            there = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for tensor in (keys, *there.values()):
+            tensor.record_stream(computing)  # its memory is not given to the next copy before the step is done
+        return keys, there
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

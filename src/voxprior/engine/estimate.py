@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from voxprior.engine.flops import counter
+from voxprior.engine.recompute import watchers
 from voxprior.engine.step import Recipe, parameter_groups, reduce_terms
 from voxprior.maths.batch import Batch
 from voxprior.maths.boxes import Region
@@ -142,10 +143,13 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         views = model.train().views(batch, key_B)
     with counter() as counted:
         watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        watchers.append(keep)
         with watched, _AsOnAGpu(precision == "bf16"):
             loss, _, _ = reduce_terms(model(views, 0.5))
+        watchers.remove(keep)
         saved_bytes = sum(saved.values())
-        loss.backward()
+        with _AsOnAGpu(precision == "bf16"):  # for what is computed again; `loss.backward()` would leave the mode first
+            torch.autograd.backward(loss)
     trained = [parameter for group in parameter_groups(model, recipe) for parameter in group["params"]]
     seen = [view for view in views if isinstance(view, Tensor)]
     teacher = getattr(model, "teacher", nn.Module())
@@ -160,6 +164,11 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         saved_bytes=saved_bytes,
         input_bytes=_bytes([*batch.values(), *seen]),
     )
+
+
+def short_of(memory_bytes: int, cost: Cost) -> bool:
+    """Tells whether a step is likely not to fit: a tenth of the memory is left to kernels and the allocator."""
+    return cost.memory_bytes > 0.9 * memory_bytes
 
 
 def steps_for(voxels: int, samples: int, voxels_per_sample: int) -> int:

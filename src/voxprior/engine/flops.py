@@ -9,6 +9,9 @@ utilisation is defined: Chowdhery et al., "PaLM", 2022, appendix B.
 Axes: B batch, H heads, Q queries, K keys, E width of a query or key, V width of a value.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +49,29 @@ def _backward(
     return 2 * _attention(query, key, value)
 
 
+class _Repeated(threading.local):
+    depth = 0
+
+
+_repeated = _Repeated()  # of a thread: autograd recomputes in one of its own
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Leaves out what runs inside: work that is only repeated."""
+    _repeated.depth += 1
+    try:
+        yield
+    finally:
+        _repeated.depth -= 1
+
+
+class _Counter(FlopCounterMode):
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        return out if _repeated.depth else super()._count_flops(func_packet, out, args, kwargs)
+
+
 def counter() -> FlopCounterMode:
     """Makes a context that counts what runs inside; `get_total_flops()` tells."""
     mapping = {**dict.fromkeys(_FORWARD, _forward), **dict.fromkeys(_BACKWARD, _backward)}
-    return FlopCounterMode(display=False, custom_mapping=mapping)
+    return _Counter(display=False, custom_mapping=mapping)

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from voxprior.engine import group as processes
 from voxprior.engine import shards
-from voxprior.engine.device import autocast
+from voxprior.engine.device import Upload, autocast
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
+from voxprior.engine.recompute import recompute_blocks
 from voxprior.errors import Refusal
+from voxprior.maths import crops
 from voxprior.maths.batch import Batch, Term
 from voxprior.maths.schedules import progress_of, warmup_cosine
 
 Rules = Mapping[str, Mapping[str, float]]
+GRAPHS = "graphs"
 
 
 class Recipe(Protocol):
@@ -42,7 +45,9 @@ class Recipe(Protocol):
 class Plan:
     """How long a run is and where it works. Only its own state is resumed: that of its card, and of what it `reads`.
 
-    `compiler`: the backend by which torch compiles the model's networks; None: they run as they are written.
+    `compiler`: the backend by which torch compiles the model's networks, `graphs` for inductor with CUDA graphs; None:
+    they run as they are written. `recompute`: blocks are computed twice and keep less in memory. Neither changes what
+    is computed, so neither is on the card.
     """
 
     total_steps: int
@@ -55,6 +60,7 @@ class Plan:
     save_every_s: float = 300.0
     rules: Rules | None = None
     compiler: str | None = None
+    recompute: bool = False
     reads: str = ""
 
     @property
@@ -158,12 +164,16 @@ class Reduced(nn.Module):
         return reduce_terms(self.model(views, progress))
 
 
-def _own(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a forward pass in a function of ours: torch does not compile calls that begin in its own modules."""
+def _own(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Wraps a forward pass in a function of ours: torch does not compile calls that begin in its own modules.
+
+    Each has code of its own: torch counts compilations per code, and gives up at the eighth.
+    """
 
     def called(*arguments: Any, **options: Any) -> Any:
         return forward(*arguments, **options)
 
+    called.__code__ = called.__code__.replace(co_name=f"called_{name}")
     return called
 
 
@@ -172,13 +182,17 @@ def compile_networks(model: nn.Module, backend: str) -> None:
 
     The networks and not the model: what a method decides between them, from `progress` or from a count that follows
     it, is Python that changes from step to step, and every change would compile the model again. Networks see tensors
-    of a few fixed shapes. Names of parameters stay as they are.
+    of a few fixed shapes. Names of parameters stay as they are. `graphs`: inductor, and each network is replayed as one
+    CUDA graph, for steps so small that launching their kernels takes longer than running them.
     """
-    for part in model.children():
+    how: dict[str, Any] = {"backend": backend, "dynamic": False}
+    if backend == GRAPHS:
+        how |= {"backend": "inductor", "options": {"triton.cudagraphs": True}}
+    for name, part in model.named_children():
         if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
             compile_networks(part, backend)
         elif any(True for _ in part.parameters()):
-            part.forward = torch.compile(_own(part.forward), backend=backend, dynamic=False)
+            part.forward = torch.compile(_own(part.forward, name), **how)
 
 
 class Learner:
@@ -203,6 +217,10 @@ class Learner:
         self.member = processes.member()
         # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
         self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
+        self.upload = Upload(plan.device)
+        if plan.recompute:
+            recompute_blocks(model)
+        crops.allow_kernel(plan.compiler is not None)
         if plan.compiler is not None:
             compile_networks(model, plan.compiler)
 
@@ -212,8 +230,9 @@ class Learner:
         Raises:
             Refusal: the networks could not be compiled. They are not run uncompiled instead: nobody would notice.
         """
-        key_B = key_B.to(self.plan.device, non_blocking=True)
-        batch = {name: tensor.to(self.plan.device, non_blocking=True) for name, tensor in batch.items()}
+        key_B, batch = self.upload(key_B, batch)
+        if self.plan.compiler == GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
             views = self.model.views(batch, key_B)
         if step in self.plan.counted_steps:

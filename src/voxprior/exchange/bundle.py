@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from voxprior.errors import Refusal
 from voxprior.exchange.models import Model
+from voxprior.maths.regions import union
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 USE = (
@@ -59,6 +60,18 @@ def _scans(channels: int) -> str:
     return f"$[{{'image': {others}}} for path in sorted(glob.glob(os.path.join(@dataset_dir, '*_0000.nii.gz')))]"
 
 
+def _labels(model: Model) -> dict[str, Any]:
+    """Names the transform that makes labels of logits.
+
+    Overlapping classes are painted in order: of those whose logit is above 0, the largest number.
+    """
+    if not model.regions:
+        return {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+    numbers = f"torch.arange(1, {len(model.regions) + 1}, device=x.device).reshape(-1, 1, 1, 1)"
+    paint = f"$lambda x: ((torch.sigmoid(x) > 0.5) * {numbers}).amax(0, keepdim=True)"
+    return {"_target_": "Lambdad", "keys": "pred", "func": paint}
+
+
 def inference(model: Model, overlap: float) -> dict[str, Any]:
     """Builds configs/inference.json: `python -m monai.bundle run` segments `dataset_dir` into `output_dir`."""
     pixdim = [float(side) for side in reversed(model.about["prepare"]["spacing_zyx_mm"])]
@@ -96,7 +109,7 @@ def inference(model: Model, overlap: float) -> dict[str, Any]:
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                _labels(model),
                 {**invert, "nearest_interp": True, "to_tensor": True},
                 {**save, "output_dtype": "$numpy.uint8", "resample": False, "separate_folder": False},
             ],
@@ -122,7 +135,7 @@ def metadata(
         data: datasets that it was trained on, resolved.
         versions: of monai, torch, numpy.
     """
-    names = {"0": "background"} | {str(n): name for n, name in enumerate(model.about["classes"], start=1)}
+    names = {str(number): name for number, name in enumerate(model.outputs)}
     shape = list(reversed(model.window_zyx))
     channels = {str(number): "image" if model.channels == 1 else f"image {number}" for number in range(model.channels)}
     patch = {"spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
@@ -165,7 +178,8 @@ def metadata(
                 }
             },
         },
-        "voxprior": {key: model.about.get(key) for key in ("card", "card_hash", "versions", "training_cases")},
+        "voxprior": {key: model.about.get(key) for key in ("card", "card_hash", "versions", "training_cases")}
+        | ({"regions": model.regions} if model.regions else {}),
     }
 
 
@@ -192,9 +206,20 @@ def readme(title: str, model: Model, card: str | None, worst: float) -> str:
         f"- `models/model.ts` is TorchScript; its logits are within {worst:.1e} of the network it was traced from.",
         f"- Trained on {len(model.about.get('training_cases', {}))} labelled cases; the metadata has their hashes.",
     ]
+    if model.regions:
+        unions = "; ".join(_union(model, number) for number in range(1, len(model.regions) + 1))
+        lines += [
+            "- Classes overlap: each has a sigmoid, and they are painted 1, 2, ... in order where it is above 0.5.",
+            f"  A class is the union of {unions}.",
+        ]
     if card:
         lines += ["", "The study's model card follows.", "", "---", "", card]
     return "\n".join(lines) + "\n"
+
+
+def _union(model: Model, number: int) -> str:
+    """Says which labels make up a class."""
+    return f"{' and '.join(map(str, union(model.regions, number)))} ({model.about['classes'][number - 1]})"
 
 
 def licence(data: Sequence[Mapping[str, Any]]) -> str:

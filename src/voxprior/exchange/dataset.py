@@ -2,11 +2,14 @@
 
 nnU-Net numbers its folds in the order of `splits_final.json`; each fold and label budget of the study is one of them.
 
-Source: nnU-Net, `documentation/dataset_format.md` and `documentation/manual_data_splits.md` (Apache-2.0).
+Source: nnU-Net, `dataset_format.md`, `region_based_training.md`, `ignore_label.md` and `manual_data_splits.md` of its
+documentation (Apache-2.0).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from voxprior.maths.regions import chosen, union
 
 ENDING = ".nii.gz"
 
@@ -17,16 +20,20 @@ def describe(
     """Builds dataset.json.
 
     Args:
-        study: the study, resolved; its classes are 1, 2, ... in order.
-        dataset: its dataset, resolved.
+        study: the study, resolved; its classes are 1, 2, ... in order, painted so where they overlap.
+        dataset: its dataset, resolved; what it ignores is the number after the last class.
         cases: number of labelled cases.
         hashes: what the cells are made from, kept for whoever compares.
     """
-    channels = dataset.get("channels", ["image"])
+    channels, classes = dataset.get("channels", ["image"]), study["classes"]
+    overlapping = chosen(classes, dataset["classes"])
+    numbers = range(1, len(classes) + 1)
+    labels = {name: union(overlapping, n) if overlapping else n for n, name in zip(numbers, classes, strict=True)}
     named = ["CT"] if dataset["modality"] == "ct" and len(channels) == 1 else channels  # "CT" chooses the intensities
     return {
         "channel_names": {str(number): name for number, name in enumerate(named)},
-        "labels": {"background": 0} | {name: number for number, name in enumerate(study["classes"], start=1)},
+        "labels": {"background": 0} | labels | ({"ignore": len(classes) + 1} if dataset.get("ignore") else {}),
+        **({"regions_class_order": list(numbers)} if overlapping else {}),
         "numTraining": cases,
         "file_ending": ENDING,
         "name": study["study"],

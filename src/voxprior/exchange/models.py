@@ -10,6 +10,11 @@ from voxprior.errors import Refusal
 from voxprior.exchange.names import described
 from voxprior.nets.weights import read_weights
 
+_READ = {
+    False: "the class with the largest value",
+    True: "each class whose value is above 0, painted in this order; background where none is",
+}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -30,6 +35,16 @@ class Model:
         """Channels and window."""
         return (self.channels, *self.window_zyx)
 
+    @property
+    def regions(self) -> list[list[int]]:
+        """Lists, per painted class, the classes it belongs to; [] where they do not overlap (`maths/regions.py`)."""
+        return list(self.about.get("regions") or [])
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names the channels of the network's output."""
+        return [*([] if self.regions else ["background"]), *self.about["classes"]]
+
     def layout(self) -> dict[str, Any]:
         """Describes input and output of the network in plain data."""
         spacing, intensity = self.about["prepare"]["spacing_zyx_mm"], self.about["prepare"]["intensity"]
@@ -47,8 +62,9 @@ class Model:
             "output": {
                 "name": "logits",
                 "axes": ["window", "class", "z", "y", "x"],
-                "classes": ["background", *self.about["classes"]],
-                "then": "the class with the largest value; overlapping windows added with Gaussian weights first",
+                "classes": self.outputs,
+                "then": f"{_READ[bool(self.regions)]}; overlapping windows added with Gaussian weights first",
+                **({"regions": self.regions} if self.regions else {}),
             },
             "not": "a medical device",
         }
@@ -64,7 +80,8 @@ def read_model(path: Path) -> Model:
     if missing := [key for key in ("classes", "window", "prepare") if key not in about]:
         raise Refusal(f"{path} has no {' and no '.join(missing)}: take model.safetensors of a fine-tuning")
     backbone = described(about, path)
-    network = backbone.segmenter(len(about["classes"]) + 1, tuple(about["window"]))
+    outputs = len(about["classes"]) + (not about.get("regions"))  # one for background, unless classes overlap
+    network = backbone.segmenter(outputs, tuple(about["window"]))
     try:
         network.load_state_dict(state)
     except RuntimeError:

@@ -3,7 +3,7 @@
 Coordinates are edge coordinates: voxel i occupies [i, i + 1], so its centre is i + 1/2, and a box from 0 to n is the
 whole axis. Output voxel j of a box [lo, hi] with n voxels has its centre at lo + (j + 1/2) (hi - lo) / n; a mirrored
 box is read from hi to lo. Resampling is separable: one small matrix per sample, view and axis, applied by matrix
-products, which is deterministic on every device and costs nothing beside a training step.
+products. On a GPU `maths/cutting.py` does the same in one pass where Triton is there and `allow_kernel` was told so.
 
 Axes: B samples, V views of a sample, C channels, Z Y X voxels of the region, O voxels of a view along one axis,
 I voxels of the region along it.
@@ -11,6 +11,14 @@ I voxels of the region along it.
 
 import torch
 from torch import Tensor
+
+_kernel = False
+
+
+def allow_kernel(allowed: bool) -> None:
+    """Says whether views on a GPU may be cut by the Triton kernel: as the networks may be compiled, or not."""
+    global _kernel  # of the process, as torch's own switches are; the numbers agree to rounding either way
+    _kernel = allowed
 
 
 def weights(lo_BV: Tensor, hi_BV: Tensor, size: int, valid_lo_B: Tensor, valid_hi_B: Tensor, side: int) -> Tensor:
@@ -39,6 +47,7 @@ def cut(
     valid_lo_B3: Tensor,
     valid_hi_B3: Tensor,
     flipped_BV3: Tensor | None = None,
+    quantum_B: Tensor | None = None,
 ) -> Tensor:
     """Cuts boxes out of each sample and resamples them: (B, V, C, *size_zyx) float32.
 
@@ -46,15 +55,23 @@ def cut(
     alone, and where a box leaves it altogether the view is 0, the prepared minimum.
 
     Args:
-        volume_BCZYX: regions, in [0, 1].
+        volume_BCZYX: regions, in [0, 1] once multiplied by `quantum_B`.
         lo_BV3: first edge of each box, Z Y X in edge coordinates of the region, float32.
         hi_BV3: last edge; hi > lo.
         size_zyx: voxels of every view.
         valid_lo_B3: first real voxel of each region.
         valid_hi_B3: first voxel beyond the real ones.
         flipped_BV3: bool, mirrored along which axis; None: no view is mirrored.
+        quantum_B: what a stored step is worth; None: 1.
     """
-    seen = volume_BCZYX.float()[:, None]
+    if quantum_B is None:
+        quantum_B = torch.ones(len(volume_BCZYX), device=volume_BCZYX.device)
+    if _kernel and volume_BCZYX.is_cuda:
+        from voxprior.maths import cutting
+
+        valid_B6 = torch.cat([valid_lo_B3, valid_hi_B3], dim=1)
+        return cutting.cut(volume_BCZYX, quantum_B, lo_BV3, hi_BV3, size_zyx, valid_B6, flipped_BV3)
+    seen = (volume_BCZYX.float() * quantum_B[:, None, None, None, None])[:, None]
     for axis, (name, size) in enumerate(zip("zyx", size_zyx, strict=True)):
         matrix_BVOI = weights(
             lo_BV3[..., axis], hi_BV3[..., axis], size, valid_lo_B3[:, axis], valid_hi_B3[:, axis],

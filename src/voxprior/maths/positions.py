@@ -1,9 +1,10 @@
-"""Where a token lies: fixed 3-D sine-cosine tables, one per grid.
+"""Where a token lies: fixed 3-D sine-cosine tables and rotary angles, one per grid.
 
 A table is made for the grid at hand (integer indices 0, 1, 2, ... along each axis) and never interpolated: a 10x10x10
 table shrunk to 6x6x6 is about half as far from the true 6x6x6 table as that table is from zero.
 
-Axes: N tokens (Z-major), D width. `grid_zyx` counts tokens along each axis.
+Axes: N tokens (Z-major), D width, H heads, L tokens of a sample, E channels of a head, F = E / 2 pairs of them.
+`grid_zyx` counts tokens along each axis.
 """
 
 from functools import lru_cache
@@ -67,3 +68,53 @@ def position_table(grid_zyx: tuple[int, int, int], width: int, device: torch.dev
     if torch.compiler.is_compiling():
         return sine_cosine(grid_zyx, width, device)
     return _remembered(tuple(grid_zyx), width, device)
+
+
+def rotary_angles(grid_zyx: tuple[int, int, int], pairs: int, device: torch.device | str | None = None) -> Tensor:
+    """Builds the angles by which a token's place turns the pairs of a head's channels: (N, pairs) float32.
+
+    The first third of the pairs belongs to Z, the next to Y, the last to X; pair j of k of an axis is turned by
+    i 10000^(-j/k) at index i. Indices are whole at any grid, so a token's next neighbour is the same turn away in all.
+
+    Source: Su et al., "RoFormer", 2021, arXiv 2104.09864, section 3.2.2, per axis as in EVA-02 (arXiv 2303.11331) and
+    Primus (arXiv 2503.01835).
+
+    Raises:
+        Refusal: three axes cannot share the pairs.
+    """
+    if pairs % 3:
+        raise Refusal(
+            f"heads of {2 * pairs} channels cannot be turned along three axes: choose a width of heads times a "
+            "multiple of 6"
+        )
+    k = pairs // 3
+    frequency_K = 10000.0 ** (-torch.arange(k, dtype=torch.float64, device=device) / k)
+    sides = [torch.arange(side, dtype=torch.float64, device=device) for side in grid_zyx]
+    place_N3 = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 2)
+    return (place_N3[:, :, None] * frequency_K).flatten(1).float()
+
+
+@lru_cache(maxsize=32)
+def _remembered_angles(grid_zyx: tuple[int, int, int], pairs: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return rotary_angles(grid_zyx, pairs, device)
+
+
+def angle_table(grid_zyx: tuple[int, int, int], pairs: int, device: torch.device) -> Tensor:
+    """Returns `rotary_angles` of the grid, built once as `position_table`. Read it, never write into it."""
+    if torch.compiler.is_compiling():
+        return rotary_angles(grid_zyx, pairs, device)
+    return _remembered_angles(tuple(grid_zyx), pairs, device)
+
+
+def turn(value_BHLE: Tensor, cos_BLF: Tensor, sin_BLF: Tensor) -> Tensor:
+    """Turns neighbouring channels (2 j, 2 j + 1) as coordinates of a plane by angle j: in float32, (B, H, L, E).
+
+    Turned queries and keys have scalar products that depend on differences of places. The angles' cosines and sines may
+    be (1, L, F).
+
+    Source: Su et al. 2021, equation 34.
+    """
+    cos, sin = cos_BLF[:, None], sin_BLF[:, None]
+    even, odd = value_BHLE.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(value_BHLE.dtype)

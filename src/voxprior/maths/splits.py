@@ -6,12 +6,15 @@ not reshuffle the others.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from voxprior.errors import Refusal
+
+EVENED = 2000  # cases whose classes are evened out, or more where a budget asks for them: each looks at all others
 
 
 class Case(NamedTuple):
@@ -64,7 +67,7 @@ def split(
         }
         out = set(turned[: test + val])
         train = [case for name in by_group if name not in out for case in by_group[name]]
-        queue = budget_order([case for case in train if case.labelled], seed)
+        queue = budget_order([case for case in train if case.labelled], seed, max(budgets))
         if max(budgets) > len(queue):
             raise Refusal(
                 f"a budget of {max(budgets)} labelled cases is larger than the {len(queue)} cases to train on: lower "
@@ -105,29 +108,37 @@ def group(cases: Sequence[Case]) -> dict[str, str]:
     return {case.case: find(f"patient {case.patient}") for case in cases}
 
 
-def budget_order(cases: Sequence[Case], seed: int) -> list[str]:
+def budget_order(cases: Sequence[Case], seed: int, largest: int = 0) -> list[str]:
     """Orders labelled cases so that every beginning of the list covers the classes as evenly as it can.
 
     Each next case is the one that holds most of the classes seen least so far; equals are taken in random order. So the
-    smallest budget covers every class if one case can, and where all cases hold all classes the order is random.
+    smallest budget covers every class if one case can, and where all cases hold all classes the order is random. What
+    comes after the first 2,000 cases, or after the `largest` budget, is in random order too.
     """
     drawn = sorted(cases, key=lambda case: _ticket(seed, "budget", case.case))
     known = sorted(set().union(*(case.classes for case in drawn))) if drawn else []
-    holds_NK = np.array([[number in case.classes for number in known] for case in drawn], dtype=bool)
-    holds_NK = holds_NK.reshape(len(drawn), len(known))
+    # Cases that hold the same classes are alike: one queue for each set of classes, and only queues are compared.
+    queues: dict[frozenset[int], deque[int]] = {}
+    for place, case in enumerate(drawn):
+        queues.setdefault(case.classes, deque()).append(place)
+    kinds = list(queues)
+    holds_SK = np.array([[number in kind for number in known] for kind in kinds], bool).reshape(len(kinds), len(known))
+    next_S = np.array([queues[kind][0] for kind in kinds], dtype=int)
     counts_K = np.zeros(len(known), dtype=int)
-    left = np.ones(len(drawn), dtype=bool)
     order = []
-    for _ in drawn:
+    for _ in drawn[: max(EVENED, largest)]:
+        left_S = next_S < len(drawn)
         # A class that nothing left holds must not block the others.
-        reachable_K = holds_NK[left].any(axis=0)
+        reachable_K = holds_SK[left_S].any(axis=0)
         fewest = counts_K[reachable_K].min() if reachable_K.any() else 0
-        gain_N = np.where(left, (holds_NK & reachable_K & (counts_K == fewest)).sum(axis=1), -1)
-        best = int(np.argmax(gain_N))
-        left[best] = False
-        counts_K += holds_NK[best]
-        order.append(drawn[best].case)
-    return order
+        gain_S = np.where(left_S, (holds_SK & reachable_K & (counts_K == fewest)).sum(axis=1), -1)
+        most = np.flatnonzero(gain_S == gain_S.max())
+        best = int(most[np.argmin(next_S[most])])
+        queue = queues[kinds[best]]
+        order.append(drawn[queue.popleft()].case)
+        next_S[best] = queue[0] if queue else len(drawn)
+        counts_K += holds_SK[best]
+    return order + [drawn[place].case for place in sorted(place for queue in queues.values() for place in queue)]
 
 
 def _ticket(seed: int, stream: str, name: str) -> str:

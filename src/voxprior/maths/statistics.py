@@ -57,12 +57,26 @@ class Replicates(NamedTuple):
         return float(self.means_R.std()) if self.means_R.size else float("nan")
 
     def interval(self, confidence: float) -> Interval:
-        """Cuts the expanded percentile interval out of the replicates."""
+        """Cuts the expanded percentile interval out of the replicates.
+
+        Where two or three seeds are nearly all of the chance, the tail is thinner than one replicate: then the interval
+        is Student's own, the mean plus and minus t standard errors.
+        """
         if not self.means_R.size:
             return Interval(self.mean, float("nan"), float("nan"), self.cases)
         tail = expanded_tail(self.freedom, confidence)
         low, high = np.quantile(self.means_R, [tail, 1 - tail])
+        if tail * self.means_R.size < 1:
+            half = special.stdtrit(self.freedom, (1 + confidence) / 2) * self.deviation
+            low, high = self.mean - half, self.mean + half
         return Interval(self.mean, float(low), float(high), self.cases)
+
+
+class Part(NamedTuple):
+    """One source's share in the variance of a mean, and the degrees of freedom with which it is known."""
+
+    variance: float
+    freedom: float
 
 
 class Shifts(NamedTuple):
@@ -74,12 +88,17 @@ class Shifts(NamedTuple):
     pretrain_P: Values
     seed_PS: Values
 
-    def parts(self) -> list[tuple[float, int]]:
-        """Lists (variance of the mean, degrees of freedom) of both levels; levels without chance are left out."""
+    def parts(self) -> list[Part]:
+        """Lists what both levels add to the variance of the mean; a level whose shifts do not show is left out."""
         pretrainings, networks = self.seed_PS.shape[0], self.seed_PS.size
-        both = [(float((self.pretrain_P**2).mean()) / pretrainings, pretrainings - 1)]
-        both.append((float((self.seed_PS**2).mean()) / networks, networks - pretrainings))
-        return [(variance, freedom) for variance, freedom in both if freedom > 0]
+        both = [
+            Part(float((shift**2).mean()) / count, freedom)
+            for shift, count, freedom in (
+                (self.pretrain_P, pretrainings, pretrainings - 1),
+                (self.seed_PS, networks, networks - pretrainings),
+            )
+        ]
+        return [part for part in both if part.variance > 0]
 
     def levels(self) -> list[Values]:
         """Lists the shifts of each level that is drawn from: a single pretraining is none."""
@@ -145,7 +164,7 @@ def replicate(value_N: Values, patient_N: list[str], arms: list[Values], resampl
     replicate_R = (drawn_RU @ np.bincount(owner_N, weights=value_N[kept_N])) / (drawn_RU @ size_U)
     # A sample's spread around its own mean is too small by this factor; mended here, for patients and seeds alike.
     replicate_R = mean + (replicate_R - mean) * np.sqrt(patients / (patients - 1))
-    parts = [(float(replicate_R.var()), patients - 1)]
+    parts = [Part(float(replicate_R.var()), patients - 1)]
     shifts = [network_shifts(networks(values)[kept_N], owner_N) for values in arms]
     levels = [level for some in shifts for level in some.levels()]
     drawn = _shares_drawn((seed,), resamples, tuple(map(len, levels)), after=patients)
@@ -273,12 +292,11 @@ def _shrunk(shift: Values, spread: float, noise: float, seeds: int) -> Values:
     return shift * np.sqrt(seeds / (seeds - 1) * (1 - noise / spread))
 
 
-def satterthwaite(parts: list[tuple[float, int]]) -> float:
-    """Combines (variance, degrees of freedom) of independent parts. Source: Satterthwaite, Biometrics 2 (1946)."""
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return float(parts[0][1])
-    return total**2 / sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+def satterthwaite(parts: list[Part]) -> float:
+    """Computes the degrees of freedom of a sum of variances. Source: Satterthwaite, Biometrics 2 (1946)."""
+    total = sum(part.variance for part in parts)
+    doubt = sum(part.variance**2 / part.freedom for part in parts)
+    return total**2 / doubt if doubt > 0 else parts[0].freedom
 
 
 def expanded_tail(freedom: float, confidence: float) -> float:

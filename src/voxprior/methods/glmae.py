@@ -49,7 +49,7 @@ from voxprior.maths.patches import grid, patchify, standardise, take
 from voxprior.maths.places import draw_boxes, mm_per_voxel
 from voxprior.maths.positions import check_width
 from voxprior.maths.schedules import cosine, momentum_from_half_life
-from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.methods.contract import Batch, Term
 from voxprior.methods.mae import Decoder, show
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.dino import Centre, Embedder, Prototypes, byol_mlp, dino_projector
@@ -230,10 +230,9 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Cuts, mirrors and masks p global and q local views of each sample. Figure of the framework, t_1, t_2, t_m."""
-        volume_BCZYX = volume_from(batch)
-        return Views(*(made for kind in (self.whole, self.part) for made in self.cut(kind, batch, volume_BCZYX, key_B)))
+        return Views(*(made for kind in (self.whole, self.part) for made in self.cut(kind, batch, key_B)))
 
-    def cut(self, kind: Kind, batch: Batch, volume_BCZYX: Tensor, key_B: Tensor) -> tuple[Tensor, ...]:
+    def cut(self, kind: Kind, batch: Batch, key_B: Tensor) -> tuple[Tensor, ...]:
         """Makes the views of one kind: voxels, masked, valid, mm per voxel (mean of the axes)."""
         key_W = chance.bits(key_B, kind.name, (kind.views,)).flatten()
         share = kind.share if self.config.crop_mode == "resized" else None
@@ -247,9 +246,9 @@ class Model(nn.Module):
             valid_WN = flip(valid_WN.unflatten(1, kind.grid_zyx), flipped_W3).flatten(1)
         else:
             valid_WN = torch.ones_like(masked_WN)
-        rows = (-1, kind.views)
+        rows, of = (-1, kind.views), (batch["region_BCZYX"], lo_BV3, hi_BV3, kind.size_zyx)
         return (
-            cut(volume_BCZYX, lo_BV3, hi_BV3, kind.size_zyx, *real, flipped_W3.unflatten(0, rows)),
+            cut(*of, *real, flipped_W3.unflatten(0, rows), batch["quantum_B"]),
             masked_WN.unflatten(0, rows),
             valid_WN.unflatten(0, rows),
             mm_per_voxel(lo_BV3, hi_BV3, kind.size_zyx, batch["spacing_mm_B3"]),
@@ -260,7 +259,7 @@ class Model(nn.Module):
         config, frozen = self.config, progress < self.config.frozen_share
         global_WNP = patchify(views.volume_global_BVCZYX.flatten(0, 1), self.patch_vox)
         local_WNP = patchify(views.volume_local_BVCZYX.flatten(0, 1), self.patch_vox)
-        anchor_WK = taught(self.teacher, global_WNP, self.whole.grid_zyx)
+        anchor_WK = taught(self.teacher.anchors, global_WNP, self.whole.grid_zyx)
         terms, embedded = {}, []
         for kind, patch_WNP, masked_BVN, valid_BVN, weight in (
             (self.whole, global_WNP, views.masked_global_BVN, views.valid_global_BVN, config.global_weight),

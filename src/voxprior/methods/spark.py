@@ -122,6 +122,8 @@ def _norm(kind: str, channels: int) -> nn.Module:
 class DecoderBlock(nn.Module):
     """Doubles the resolution and halves the channels: transposed convolution, then two 3x3x3 ones, each with a norm."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(channels, channels, kernel_size=4, stride=2, padding=1)

@@ -23,7 +23,7 @@ from voxprior.maths.augment import draw_flips
 from voxprior.maths.boxes import Region
 from voxprior.maths.chance import mix
 from voxprior.maths.crops import cut
-from voxprior.methods.contract import Batch, volume_from
+from voxprior.methods.contract import Batch
 
 MOST_FALLBACKS = 0.05  # share of the pairs that may be one box twice
 
@@ -134,7 +134,8 @@ def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor) -
     pair = pairs.draw_pair(key_B, lo_B3, hi_B3, side_B3, config.scale, config.min_overlap, config.shared_z)
     flips = (config.flip,) * 3
     flipped_BV3 = torch.stack([draw_flips(key_B, f"view/{name}/flip", flips) for name in "ab"], 1)
-    volume_BVCZYX = cut(volume_from(batch), pair.lo_BV3, pair.hi_BV3, config.view_vox, lo_B3, hi_B3, flipped_BV3)
+    of = batch["region_BCZYX"], pair.lo_BV3, pair.hi_BV3, config.view_vox
+    volume_BVCZYX = cut(*of, lo_B3, hi_B3, flipped_BV3, batch["quantum_B"])
     view_V = torch.arange(2, device=key_B.device)
     changed_BCZYX = change(config, volume_BVCZYX.flatten(0, 1), mix(mix(key_B)[:, None] + view_V).flatten())
     shared = pairs.overlap_box(pair.lo_BV3, pair.hi_BV3, lo_B3, hi_B3)

@@ -5,7 +5,8 @@ What an encoder offers (both families):
     unit_vox                 int: side of a token (ViT) or of a mask unit (CNN), in voxels
     width                    int: channels of the deepest features that are pretrained
     channels_in              int: channels of the volumes it takes
-    layers                   list[str]: beginnings of parameter names, one a layer or stage, input first
+    layers                   list: beginnings of parameter names (str, or several in a tuple), one entry a layer or
+                             stage, input first
     state_dict()             what segmentation inherits, all of it
 """
 
@@ -52,11 +53,17 @@ class Backbone:
 
     def _vit(self) -> "ViT":
         """Builds the transformer."""
+        from voxprior.nets.primus import Primus
         from voxprior.nets.vit import EPS, ViT
 
         a = self.architecture
         sizes = (a["patch_vox"], a["width"], a["depth"], a["heads"], a["mlp_ratio"], self.channels)
-        return ViT(*sizes, a.get("learnt_zyx"), a.get("norm_eps") or EPS)
+        return (Primus if self.is_primus else ViT)(*sizes, a.get("learnt_zyx"), a.get("norm_eps") or EPS)
+
+    @property
+    def is_primus(self) -> bool:
+        """Tells a Primus from a ViT, which needs no `kind`."""
+        return self.family == "vit" and self.architecture.get("kind") == "primus"
 
     @property
     def is_resenc(self) -> bool:
@@ -85,8 +92,10 @@ class Backbone:
         a = self.architecture
         if self.family == "vit":
             from voxprior.nets.decoders import Unetr
+            from voxprior.nets.primus import Primus, PrimusNet
 
-            return Unetr(self._vit(), classes, a["decoder_channels"])
+            vit = self._vit()
+            return PrimusNet(vit, classes) if isinstance(vit, Primus) else Unetr(vit, classes, a["decoder_channels"])
         staged: Any = self._staged()
         if self.is_resenc:
             from voxprior.nets.resenc import ResEncUNet

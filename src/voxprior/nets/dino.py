@@ -65,7 +65,8 @@ class Prototypes(nn.Module):
 class Embedder(nn.Module):
     """Encoder, learnt class token and heads: all that teacher and student both have.
 
-    The class token starts as N(0, 0.02^2) and has no position.
+    The class token starts as N(0, 0.02^2) and has no position. There is no `forward`: what is compiled are the parts,
+    which the student calls one by one.
     """
 
     def __init__(self, encoder: ViT, projector: nn.Module, prototypes: Prototypes | None) -> None:
@@ -85,7 +86,7 @@ class Embedder(nn.Module):
         row_RE = self.projector(class_RD)
         return row_RE if self.prototypes is None else self.prototypes(row_RE, frozen)
 
-    def forward(self, patch_RNV: Tensor, grid_zyx: tuple[int, int, int]) -> Tensor:
+    def anchors(self, patch_RNV: Tensor, grid_zyx: tuple[int, int, int]) -> Tensor:
         """Embeds complete views: (R, K) or (R, E)."""
         return self.embed(self.tokens(patch_RNV, grid_zyx)[:, 0])
 

@@ -121,7 +121,8 @@ def _refuse_another(encoder: State, network: nn.Module, taking: Taking) -> None:
     Raises:
         Refusal: the encoder's first tensor has another second axis and is the network's in all others.
     """
-    name = next(iter(network.encoder.state_dict()))  # type: ignore[union-attr]
+    names = iter(network.encoder.state_dict())  # type: ignore[union-attr]
+    name = next(name for name in names if name.endswith("weight"))  # learnt positions come before the first layer
     tensor, wanted = encoder.get(name), network.state_dict()[_PREFIX + name]
     if tensor is None or tensor.dim() != wanted.dim() or tensor.shape[1] == wanted.shape[1]:
         return

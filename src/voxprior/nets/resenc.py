@@ -62,6 +62,8 @@ class Stacked(nn.Module):
 class Block(nn.Module):
     """Adds two 3x3x3 convolutions to their input; where it opens a stage, the input is averaged and projected."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = Layer(channels_in, channels_out, stride=stride)

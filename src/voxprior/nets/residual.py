@@ -25,6 +25,8 @@ SLOPE = 0.01  # of LeakyReLU, which keeps hidden zeros zero
 class ResidualBlock(nn.Module):
     """Adds two 3x3x3 convolutions to their input; `opens` a stage: the input passes a 1x1x1 convolution, no norm."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1, opens: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)

@@ -28,6 +28,8 @@ EPS = 1e-6  # of LayerNorm, as in MAE; torch's default of 1e-5 gives visibly oth
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, L, D) -> (B, L, D)."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = EPS) -> None:
         super().__init__()
         if width % heads:
@@ -60,6 +62,8 @@ def start_weights(module: nn.Module) -> None:
 class ViT(nn.Module):
     """Encodes patches into tokens.
 
+    A subclass may have other blocks (`block`), give them more than the tokens (`turns`) and begin otherwise (`start`).
+
     Args:
         patch_vox: side of a patch in voxels.
         width: channels of a token, a multiple of 6 and of `heads`.
@@ -73,6 +77,8 @@ class ViT(nn.Module):
     Raises:
         Refusal: `width` is not a multiple of 6 or of `heads`.
     """
+
+    block: type[nn.Module] = Block
 
     def __init__(
         self,
@@ -91,14 +97,18 @@ class ViT(nn.Module):
         self.width = width
         self.channels_in = channels_in
         self.embed = nn.Linear(patch_vox**3 * channels_in, width)  # equals a convolution with kernel = stride = patch
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.block(width, heads, mlp_ratio, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.learnt_zyx = tuple(learnt_zyx) if learnt_zyx else None
-        self.apply(start_weights)
         if self.learnt_zyx:
             self.position_ND = nn.Parameter(
                 position_table(grid(self.learnt_zyx, 1), width, self.embed.weight.device).clone()
             )
+        self.start()
+
+    def start(self) -> None:
+        """Draws the first weights; learnt positions begin as sines."""
+        self.apply(start_weights)
 
     def positions(self, grid_zyx: tuple[int, int, int]) -> Tensor:
         """Returns the positions of a grid's tokens, (N, D); learnt ones are interpolated for another grid."""
@@ -109,10 +119,23 @@ class ViT(nn.Module):
         known_1Dzyx = self.position_ND.T.unflatten(1, self.learnt_zyx)[None]
         return F.interpolate(known_1Dzyx, grid_zyx, mode="trilinear", align_corners=False)[0].flatten(1).T
 
+    def turns(self, grid_zyx: tuple[int, int, int], visible_BK: Tensor | None = None, extra: int = 0) -> list[Tensor]:
+        """Returns what the blocks take beside the tokens: nothing here.
+
+        Args:
+            grid_zyx: patches along each axis.
+            visible_BK: which of them the tokens are; None: all.
+            extra: tokens in front of them that have no place.
+        """
+        return []
+
     @property
-    def layers(self) -> list[str]:
-        """Names what the layers' parameters begin with, input first; the last norm belongs to none."""
-        return ["embed.", *(f"blocks.{number}." for number in range(len(self.blocks)))]
+    def layers(self) -> list[str | tuple[str, ...]]:
+        """Names what the layers' parameters begin with, input first; the last norm belongs to none.
+
+        Learnt positions belong to the first layer, as in BEiT.
+        """
+        return [("embed.", "position_ND"), *(f"blocks.{number}." for number in range(len(self.blocks)))]
 
     def tokens(self, patch_BNV: Tensor, grid_zyx: tuple[int, int, int], visible_BK: Tensor | None = None) -> Tensor:
         """Embeds the visible patches and adds their positions: (B, K, D); all patches where `visible_BK` is None."""
@@ -140,10 +163,11 @@ class ViT(nn.Module):
             (B, T + K, D) normalised tokens, in the order of `visible_BK`.
         """
         token_BLD = self.tokens(patch_BNV, grid_zyx, visible_BK)
+        turns = self.turns(grid_zyx, visible_BK, 0 if extra_BTD is None else extra_BTD.shape[1])
         if extra_BTD is not None:
             token_BLD = torch.cat([extra_BTD.to(token_BLD.dtype), token_BLD], dim=1)
         for block in self.blocks:
-            token_BLD = block(token_BLD)
+            token_BLD = block(token_BLD, *turns)
         return self.norm(token_BLD)
 
     def tap_blocks(self, count: int = 3) -> tuple[int, ...]:
@@ -171,9 +195,9 @@ class ViT(nn.Module):
         after = self.tap_blocks() if after is None else after
         z, y, x = grid_zyx = grid(tuple(volume_BCZYX.shape), self.unit_vox)
         token_BND = self.tokens(patchify(volume_BCZYX, self.unit_vox), grid_zyx)
-        tapped = []
+        turns, tapped = self.turns(grid_zyx), []
         for number, block in enumerate(self.blocks, start=1):
-            token_BND = block(token_BND)
+            token_BND = block(token_BND, *turns)
             if number in after:
                 tapped.append(token_BND)
         tapped.append(self.norm(token_BND))

@@ -6,7 +6,7 @@ window reaches a slice, its labels are taken and its place in a ring of as many 
 The ring rolls along Z, or Y where it is smaller there. Where it would still be larger than `Tiling.most_bytes`, as with
 a hundred classes on a large scan, the volume is cut into bands across that axis, and the windows that reach into two
 bands are computed for both; the sums, and so the labels, are the same. For labels the weights need not be divided out:
-they are the same for every class.
+they are the same for every class, and positive.
 
 Axes: C classes (0 is background), of volumes and windows channels; Z Y X voxels.
 """
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxprior.errors import Refusal
+from voxprior.segment import readout
+from voxprior.segment.readout import Readout
 
 Zyx = tuple[int, int, int]
 Place = tuple[slice, slice, slice]
@@ -62,30 +63,6 @@ def gaussian_weights(window_zyx: Zyx, sigma_share: float = 0.125) -> Tensor:
         at = torch.arange(side, dtype=torch.float32) - (side - 1) / 2.0
         weights = weights[..., None] * torch.exp(-0.5 * (at / (sigma_share * side)) ** 2)
     return weights.clamp_min(max(float(weights.min()), 1e-3))
-
-
-def argmax(logits_CZYX: Tensor) -> Tensor:
-    """Takes the class with the largest value, the first of equals: (Z, Y, X) uint8, on the CPU.
-
-    Args:
-        logits_CZYX: float32; on the CPU with a last axis that lies in memory in order.
-
-    Raises:
-        Refusal: a value is not finite.
-    """
-    if logits_CZYX.is_cuda:
-        best, label = logits_CZYX.max(dim=0)
-        label, finite = label.to(torch.uint8).cpu(), bool(torch.isfinite(best).all())
-    else:
-        from voxprior.maths import tiles
-
-        label = torch.empty(logits_CZYX.shape[1:], dtype=torch.uint8)
-        memory = logits_CZYX.as_strided((logits_CZYX.untyped_storage().nbytes() // 4,), (1,), 0).numpy()
-        where, shape = int(logits_CZYX.storage_offset()), np.array(logits_CZYX.shape)
-        finite = tiles.pick_labels(memory, where, np.array(logits_CZYX.stride()), shape, label.numpy())
-    if not finite:
-        raise Refusal("the network's output is not finite: train the model again with a lower learning rate")
-    return label
 
 
 class _Ring:
@@ -301,7 +278,7 @@ def segment_volume(
         most_bytes: what the sums of logits may take; the labels do not depend on it.
 
     Returns:
-        (Z, Y, X) uint8 class numbers.
+        (Z, Y, X) uint8 class numbers, of classes that exclude one another.
 
     Raises:
         Refusal: the network's output is not finite.
@@ -318,22 +295,25 @@ def segment_with(
     device: torch.device,
     keep: Callable[[Place, np.ndarray], None] | None = None,
     precision: AbstractContextManager[object] | None = None,
+    read: Readout = readout.CLASSES,
 ) -> np.ndarray:
     """Segments one volume as `segment_volume` does, and hands the probabilities (C, z, y, x) of each box to `keep`.
 
-    They are the softmax of the weighted mean of logits; each voxel comes once.
+    They are made by `read` from the weighted mean of logits; each voxel comes once. `read` also makes the labels.
     """
     volume_CZYX, inside = pad(volume, tiling.window_zyx)
     labels = torch.empty(tuple(volume_CZYX.shape[1:]), dtype=torch.uint8)
     pieces = finished(network, volume_CZYX, quantum, tiling, device, precision or nullcontext(), keep is not None)
     for place, logits_CZYX in pieces:
-        labels[place] = argmax(logits_CZYX)
+        labels[place] = read.labels(logits_CZYX)
         if keep is not None:
-            _hand_over(keep, place, logits_CZYX, inside)
+            _hand_over(keep, place, (logits_CZYX, read), inside)
     return labels[inside].numpy().copy()
 
 
-def _hand_over(keep: Callable[[Place, np.ndarray], None], place: Place, logits_CZYX: Tensor, inside: Place) -> None:
+def _hand_over(
+    keep: Callable[[Place, np.ndarray], None], place: Place, found: tuple[Tensor, Readout], inside: Place
+) -> None:
     """Hands on the probabilities of what of a box lies in the volume and not in its padding."""
     there, cut = [], []
     for part, real in zip(place, inside, strict=True):
@@ -342,5 +322,6 @@ def _hand_over(keep: Callable[[Place, np.ndarray], None], place: Place, logits_C
             return
         there.append(slice(start - real.start, stop - real.start))
         cut.append(slice(start - part.start, stop - part.start))
-    shares_CZYX = torch.softmax(logits_CZYX[(slice(None), *cut)], dim=0)
+    logits_CZYX, read = found
+    shares_CZYX = read.shares(logits_CZYX[(slice(None), *cut)])
     keep((there[0], there[1], there[2]), shares_CZYX.cpu().numpy())

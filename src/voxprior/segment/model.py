@@ -5,6 +5,10 @@ its own (`batch=False`, so that its mean is the same for any number of processes
 not in the Dice; voxels with label 255, not labelled here, in neither. `DiceCELoss` cannot leave voxels out; where every
 voxel is labelled, value and gradient are its own (a test).
 
+Classes that overlap (`Config.regions`) have a sigmoid each and no channel of background: Dice as above, of every class,
+and binary cross-entropy, as MONAI's `DiceLoss(sigmoid=True)` and torch's own. Label maps hold painted classes
+(`maths/regions.py`), from which the overlapping targets are made on the device.
+
 Axes: B samples, C channels or classes (0 is background), Z Y X voxels.
 """
 
@@ -55,6 +59,7 @@ class Config:
     noise: float = 0.15
     noise_deviation: float = 0.05
     ema: float = 0.0  # half-life of the averaged weights as a share of the run; 0: none are kept
+    regions: tuple[tuple[int, ...], ...] = ()  # per painted class, those it belongs to; (): classes do not overlap
 
 
 class Views(NamedTuple):
@@ -89,11 +94,14 @@ def level_weights(levels: int) -> list[float]:
 class Model(nn.Module):
     """A segmentation network that learns from labelled crops."""
 
+    belongs_KN: Any  # (K, 256) bool where classes overlap: which of them a voxel with a label belongs to
+
     def __init__(self, config: Config, network: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.network: Any = network
         self.average: Any = copy.deepcopy(network).requires_grad_(False) if config.ema else None
+        self.register_buffer("belongs_KN", _belongs(config.regions) if config.regions else None, persistent=False)
         self.student_voxels = config.crop_vox[0] * config.crop_vox[1] * config.crop_vox[2]
 
     @property
@@ -124,7 +132,10 @@ class Model(nn.Module):
         return Views(augment.gamma(volume, key_B, c.gamma, c.gamma_strength), labels)
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
-        """Returns `dice` and `ce`, and for coarser levels of deep supervision `dice_1`, `ce_1` and so on."""
+        """Returns `dice` and `ce`, and for coarser levels of deep supervision `dice_1`, `ce_1` and so on.
+
+        Where classes overlap, `bce` stands for `ce`.
+        """
         logits = self.network(views.volume_BCZYX)
         levels = logits if isinstance(logits, list | tuple) else [logits]
         terms: dict[str, Term] = {}
@@ -136,15 +147,29 @@ class Model(nn.Module):
         return terms
 
     def terms(self, logits_BCZYX: Tensor, labels_BZYX: Tensor) -> dict[str, Term]:
-        """Computes the sums and counts of both losses: Dice over samples and classes, cross-entropy over voxels."""
+        """Computes the sums and counts of both losses: Dice over samples and classes, cross-entropy over voxels.
+
+        The binary cross-entropy of classes that overlap counts each voxel once per class.
+        """
         samples, channels = logits_BCZYX.shape[:2]
         known_BZYX = labels_BZYX != UNKNOWN
+        if self.config.regions:
+            target, known = self.held(labels_BZYX).float(), known_BZYX[:, None]
+            dice = soft_dice_error(logits_BCZYX.sigmoid() * known, target).sum()
+            bce = F.binary_cross_entropy_with_logits(logits_BCZYX, target, known.float(), reduction="sum")
+            count = torch.tensor(samples * channels)
+            return {"dice": Term(dice, count), "bce": Term(bce, known_BZYX.sum() * channels)}
         number = torch.arange(channels, device=labels_BZYX.device, dtype=torch.uint8).view(1, -1, 1, 1, 1)
         target = (labels_BZYX[:, None] == number).float()  # no class at all where unknown
         dice = soft_dice_error(logits_BCZYX.softmax(1) * known_BZYX[:, None], target)[:, 1:].sum()
         ce = F.cross_entropy(logits_BCZYX, labels_BZYX.long(), ignore_index=UNKNOWN, reduction="sum")
         # Neither count asks the device: every sample and class counts, an absent class as one that must stay absent.
         return {"dice": Term(dice, torch.tensor(samples * (channels - 1))), "ce": Term(ce, known_BZYX.sum())}
+
+    def held(self, labels_BZYX: Tensor) -> Tensor:
+        """Tells to which of overlapping classes every voxel belongs: (B, K, Z, Y, X) bool, none where unknown."""
+        held: Tensor = self.belongs_KN[:, labels_BZYX.long()].movedim(0, 1)
+        return held
 
     def after_step(self, progress: float, total_steps: int) -> None:
         """Lets the averaged weights follow, where they are kept.
@@ -156,6 +181,14 @@ class Model(nn.Module):
             step = round(progress * (total_steps - 1))
             momentum = momentum_from_half_life(self.config.ema, total_steps)
             follow(self.average, self.network, min(momentum, step / (step + 1)))
+
+
+def _belongs(regions: Sequence[Sequence[int]]) -> Tensor:
+    """Tabulates which classes a voxel of each label belongs to: (K, 256) bool."""
+    belongs_KN = torch.zeros(len(regions), 256, dtype=torch.bool)
+    for painted, classes in enumerate(regions, 1):
+        belongs_KN[[number - 1 for number in classes], painted] = True
+    return belongs_KN
 
 
 def soft_dice_error(probability_BCZYX: Tensor, target_BCZYX: Tensor) -> Tensor:
@@ -190,10 +223,13 @@ def crop_dice(model: Model, batches: Sequence[Batch]) -> dict[str, float]:
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = batch["labels_BZYX"].masked_fill(~real_voxels(batch), UNKNOWN)
         logits = network(volume_from(batch))
-        found = logits.argmax(1).to(torch.uint8).masked_fill(labels == UNKNOWN, UNKNOWN)
-        number = torch.arange(1, logits.shape[1], device=device, dtype=torch.uint8).view(-1, 1, 1, 1, 1)
-        there, said = labels == number, found == number
-        counts = counts + torch.stack([part.sum((1, 2, 3, 4)) for part in (there & said, there, said)]).double()
+        if model.config.regions:
+            there, said = model.held(labels), (logits > 0) & (labels != UNKNOWN)[:, None]
+        else:
+            found = logits.argmax(1).to(torch.uint8).masked_fill(labels == UNKNOWN, UNKNOWN)
+            number = torch.arange(1, logits.shape[1], device=device, dtype=torch.uint8).view(1, -1, 1, 1, 1)
+            there, said = labels[:, None] == number, found[:, None] == number
+        counts = counts + torch.stack([part.sum((0, 2, 3, 4)) for part in (there & said, there, said)]).double()
     network.train()
     overlap_K, there_K, said_K = sum_over_processes(counts)  # each has its share of the crops
     held_K = there_K > 0

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from voxprior.study import facts, gather
+from voxprior.study import cells, gather
 
 # Columns of registries hold this many characters.
 LONGEST = 5000
 RULE = (
     "Chosen by a fixed rule and not by its scores: the largest label budget, of the last init of the last backbone in "
-    "the study, the last fold and seed. Nothing but the test cases was scored, and whoever chooses by these must not "
+    "the study, the last fold and seeds. Nothing but the test cases was scored, and whoever chooses by these must not "
     "report them."
 )
 
@@ -32,9 +32,7 @@ def choose(config: dict[str, Any], results: Path) -> Chosen | None:
         results: its results folder.
     """
     study = config["study"]
-    backbone, init = facts.arms_of(study)[-1]
-    cell = {"backbone": backbone, "init": init, "budget": max(study["split"]["budgets"])}
-    cell |= {"fold": study["split"].get("folds", 1) - 1, "seed": study["finetune"]["seeds"][-1]}
+    cell = cells.cells_of(study, *cells.arms_of(study)[-1], budget=max(study["split"]["budgets"]))[-1]
     folder = gather.cell_folder(results, cell)
     if not all((folder / name).is_file() for name in ("model.safetensors", "summary.json", "scores.csv")):
         return None
@@ -42,7 +40,9 @@ def choose(config: dict[str, Any], results: Path) -> Chosen | None:
     card = results / "model_card.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     tags = {"study": study["study"], "dataset": study["dataset"], "card_hash": summary["card_hash"]}
-    tags |= {key: str(value) for key, value in cell.items()} | {"chosen_by": "fixed rule, not by test scores"}
+    tags |= {key: str(value) for key, value in cell.items() if value is not None} | {
+        "chosen_by": "fixed rule, not by test scores"
+    }
     name = folder.relative_to(results).as_posix()
     return Chosen(name, folder / "model.safetensors", card if text else None, _shorten(f"{RULE}\n\n{text}"), tags)
 

@@ -14,7 +14,11 @@ BACKBONE: Columns = {"backbone": ("text", "", "the encoder; inits are compared i
 INIT: Columns = {"init": ("text", "", "scratch, or the method that the encoder was pretrained with")}
 BUDGET: Columns = {"budget": ("integer", "cases", "labelled cases that fine-tuning had")}
 METRIC: Columns = {"metric": ("text", "", "dice, nsd, hd95_mm, ...; see docs/statistics.md")}
-RUN: Columns = {"fold": ("integer", "", "of the split"), "seed": ("integer", "", "of the fine-tuning")}
+RUN: Columns = {
+    "fold": ("integer", "", "of the split"),
+    "pretrain_seed": ("integer", "", "of the pretraining; empty from scratch and from files of weights"),
+    "seed": ("integer", "", "of the fine-tuning"),
+}
 CASE: Columns = {"case": ("text", "", "the scan"), "patient": ("text", "", "whose scan it is")}
 BOUNDS: Columns = {
     "low": ("number", UNIT, "lower end of the interval; empty where none is given"),
@@ -29,7 +33,6 @@ TABLES: dict[str, Columns] = {
         **STUDY,
         **ARM,
         **RUN,
-        "pretrain_seed": ("integer", "", "seed of the pretraining; the column is missing where there is one"),
         **CASE,
         **CLASS,
         **METRIC,
@@ -55,7 +58,7 @@ TABLES: dict[str, Columns] = {
         "mean": ("number", UNIT, "mean over cases, each the mean over its seeds"),
         **BOUNDS,
         "cases": ("integer", "cases", "that have a score"),
-        "seeds": ("integer", "networks", "that segmented each case"),
+        "seeds": ("integer", "networks", "that segmented each case: pretraining seeds times fine-tuning seeds"),
         "excluded": ("integer", "scores", "left out because neither map has the class"),
         **STAMP,
     },

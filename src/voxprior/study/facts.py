@@ -7,29 +7,9 @@ from typing import Any
 import pandas as pd
 
 from voxprior.study import gather
+from voxprior.study.cells import arms_of, cells_of, pretrained, pretrainings_of
 
 Rows = list[dict[str, Any]]
-
-
-def arms_of(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lists (backbone, init) in the order of the study, scratch first."""
-    return [(b, init) for b, inits in study["inits"].items() for init in sorted(inits, key=lambda i: i != "scratch")]
-
-
-def pretrained(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lists the (backbone, init) that the study itself pretrains: neither scratch nor files of weights."""
-    return [(b, init) for b, init in arms_of(study) if init != "scratch" and init not in study.get("files", {})]
-
-
-def cells_of(study: dict[str, Any], backbone: str, init: str, budget: int | None = None) -> list[gather.Cell]:
-    """Lists the cells of one arm, of all budgets or of one."""
-    budgets = study["split"]["budgets"] if budget is None else [budget]
-    return [
-        {"backbone": backbone, "init": init, "budget": b, "fold": fold, "seed": seed}
-        for b in budgets
-        for fold in range(study["split"]["folds"])
-        for seed in study["finetune"]["seeds"]
-    ]
 
 
 def datasets_of(study: dict[str, Any]) -> list[str]:
@@ -42,7 +22,8 @@ def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
     found = {"scratch": "From scratch"}
     found |= {name: file["title"] or name for name, file in study.get("files", {}).items()}
     for backbone, init in pretrained(study):
-        summary = gather.read_json(gather.pretrain_folder(results, backbone, init, 0) / "summary.json")
+        first = gather.pretrain_folder(results, pretrainings_of(study, backbone, init)[0])
+        summary = gather.read_json(first / "summary.json")
         found[init] = summary.get("title") or init
     return found
 
@@ -101,17 +82,19 @@ def case_list_sha256(results: Path, dataset: str) -> str:
 
 
 def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
-    """Reads the summary of every training: one row each, cell first, then the summary's own entries."""
+    """Reads the summary of every training: one row each, cell first, then the summary's own entries.
+
+    A pretraining has budget 0 and no `seed`; what does not come from a pretraining has no `pretrain_seed`.
+    """
     rows = []
     for backbone, init in arms_of(study):
-        for fold in range(study["split"]["folds"]) if (backbone, init) in pretrained(study) else ():
-            place = gather.pretrain_folder(results, backbone, init, fold)
-            named = {"backbone": backbone, "init": init, "budget": 0, "fold": fold, "seed": study["pretrain"]["seed"]}
-            rows.append({**named, "folder": place, **gather.read_json(place / "summary.json")})
+        for run in pretrainings_of(study, backbone, init):
+            place = gather.pretrain_folder(results, run)
+            rows.append({**run, "budget": 0, "folder": place, **gather.read_json(place / "summary.json")})
         for cell in cells_of(study, backbone, init):
             place = gather.cell_folder(results, cell)
             rows.append({**cell, "folder": place, **gather.read_json(place / "summary.json")})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"pretrain_seed": "Int64", "seed": "Int64"})
     # A run of several processes took as many devices for its time; older summaries do not say.
     own = table["device_seconds"] if "device_seconds" in table else float("nan")
     return table.assign(device_seconds=own).assign(device_seconds=lambda t: t["device_seconds"].fillna(t["seconds"]))
@@ -140,7 +123,7 @@ def device_hours(table: pd.DataFrame) -> dict[str, float]:
 
 
 def pretraining_hours(table: pd.DataFrame) -> dict[str, dict[str, tuple[float, str]]]:
-    """Says what one pretraining of each backbone and init took: hours, mean over folds, and GPU or CPU."""
+    """Says what one pretraining of each backbone and init took: hours, mean over folds and seeds, and GPU or CPU."""
     found: dict[str, dict[str, tuple[float, str]]] = {}
     rows = table[table["stage"] == "pretrain"]
     for (backbone, init), some in rows.groupby(["backbone", "init"], sort=False):

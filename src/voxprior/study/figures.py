@@ -107,10 +107,16 @@ def _tick_names(budgets: list[int], apart: float = 0.09) -> list[str]:
     return names[::-1]
 
 
-def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], mark: str) -> Plot:
+def learning_curves(
+    journals: dict[str, pd.DataFrame],
+    titles: dict[str, str],
+    mark: str,
+    faint: dict[str, list[pd.DataFrame]] | None = None,
+) -> Plot:
     """Draws the loss over a run, one line per entry of `journals` (init -> step, progress, loss).
 
-    A logarithmic axis where all losses are positive and span a factor of ten.
+    `faint` holds further runs of an init, of other seeds and folds: thin lines behind its own. The axis is logarithmic
+    where all losses are positive and span a factor of ten.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "learning"}):
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
@@ -118,10 +124,14 @@ def learning_curves(journals: dict[str, pd.DataFrame], titles: dict[str, str], m
         styles = style_of(list(titles))
         ends = []
         for init, journal in journals.items():
+            for other in (faint or {}).get(init, []):
+                few = _thinned(other)
+                axes.plot(100 * few["progress"], few["loss"], color=styles[init][0], linewidth=0.6, alpha=0.45)
             few = _thinned(journal)
             axes.plot(100 * few["progress"], few["loss"], color=styles[init][0], linewidth=1.3)
             ends.append((100 * few["progress"].iloc[-1], few["loss"].iloc[-1], titles[init], styles[init][0]))
-        losses = pd.concat([journal["loss"] for journal in journals.values()])
+        every = [*journals.values(), *(some for more in (faint or {}).values() for some in more)]
+        losses = pd.concat([journal["loss"] for journal in every])
         if losses.min() > 0 and losses.max() > 10 * losses.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))

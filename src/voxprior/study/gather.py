@@ -11,23 +11,24 @@ import numpy as np
 import pandas as pd
 
 from voxprior.errors import Refusal
+from voxprior.study.cells import Cell, cell_name, pretraining_name
+from voxprior.study.layout import factorize
 
-CELL = ["backbone", "init", "budget", "fold", "seed"]
+CELL = ["backbone", "init", "budget", "fold", "pretrain_seed", "seed"]
 SCORE = ["dataset", "case", "patient", "class", "metric", "value", "flag"]
 # Columns of the tables in which a number may be missing; everywhere else an empty cell is empty text.
 NUMBERS = ["value", "mean", "low", "high", "difference", "effect", "effect_low", "effect_high", "p", "p_holm"]
-NUMBERS += ["false_claim", "smallest", "labels", "rank", "variance", "share"]
-Cell = dict[str, Any]
+NUMBERS += ["false_claim", "smallest", "labels", "rank", "variance", "share", "pretrain_seed"]
 
 
 def cell_folder(results: Path, cell: Cell) -> Path:
     """Names the folder of one fine-tuning."""
-    return results / "finetune/{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}".format(**cell)
+    return results / "finetune" / cell_name(cell)
 
 
-def pretrain_folder(results: Path, backbone: str, method: str, fold: int) -> Path:
-    """Names the folder of one pretraining."""
-    return results / f"pretrain/{backbone}/{method}/fold{fold}"
+def pretrain_folder(results: Path, cell: Cell) -> Path:
+    """Names the folder of one pretraining, or of the one that a cell starts from."""
+    return results / "pretrain" / pretraining_name(cell)
 
 
 def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> p
 
     Args:
         results: the study's results folder.
-        cells: backbone, init, budget, fold, seed of each.
+        cells: see `cells.cells_of`.
         study: name of the study, the first column.
         dataset: the study's own; its cases are the cohort `test`, all others `external`.
 
@@ -66,16 +67,16 @@ def read_scores(results: Path, cells: list[Cell], study: str, dataset: str) -> p
     cohort = np.where(own, 0, 1).astype(np.int8)[found["dataset"].cat.codes]
     scores["cohort"] = pd.Categorical.from_codes(cohort, pd.Index(["test", "external"]))
     for name in CELL:
-        scores[name] = _repeated([cell[name] for cell in cells], rows)
-    if any(cell.get("pretrain_seed") for cell in cells):
-        scores["pretrain_seed"] = _repeated([cell.get("pretrain_seed", 0) for cell in cells], rows)
+        scores[name] = _repeated([cell.get(name) for cell in cells], rows)
     for name in SCORE[1:]:
         scores[name] = found[name]
     return scores
 
 
 def _repeated(values: list[Any], rows: np.ndarray) -> Any:
-    """Repeats each cell's value for all of its rows: numbers as they are, words as categories."""
+    """Repeats each cell's value for all of its rows: numbers, None among them, as they are, words as categories."""
+    if any(value is None for value in values):
+        return pd.array(values, dtype="Int32").take(np.repeat(np.arange(len(values)), rows))
     code, known = pd.factorize(np.asarray(values))
     if known.dtype.kind in "iu":
         return np.repeat(np.asarray(values, dtype=np.int32), rows)
@@ -92,13 +93,13 @@ def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
     """
     expected = {fold["fold"]: set(fold["test"]) for fold in splits["folds"]}
     keys = [*CELL, "case"]
-    columns = [scores[name].cat.codes if scores[name].dtype == "category" else scores[name] for name in keys]
+    columns = [factorize(scores[name])[0] for name in keys]
     begins = np.ones(len(scores), dtype=bool)  # of a run of rows of one case: fewer than rows by classes and metrics
-    begins[1:] = np.any([np.diff(column.to_numpy()) != 0 for column in columns], axis=0)
+    begins[1:] = np.any([np.diff(column) != 0 for column in columns], axis=0)
     in_test = (scores["cohort"] == "test").to_numpy()
     pairs = scores.loc[begins & in_test, keys].drop_duplicates()
-    for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
-        place = "/".join(str(part) for part in cell)
+    for cell, rows in pairs.groupby(CELL, sort=False, observed=True, dropna=False):
+        place = _place(cell)
         scored, wanted = set(rows["case"]), expected.get(cell[3], set())
         if wrong := sorted(wanted ^ scored):
             what = "is not scored" if wrong[0] in wanted else "is scored but no test case of the split"
@@ -106,14 +107,19 @@ def demand_cases(scores: pd.DataFrame, splits: dict[str, Any]) -> None:
     pairs = scores.loc[begins, [*CELL, "cohort", "dataset", "case"]].drop_duplicates()
     others = pairs[pairs["cohort"] == "external"]
     known = set(zip(others["dataset"].astype(str), others["case"].astype(str), strict=True))
-    for cell, rows in pairs.groupby(CELL, sort=False, observed=True):
+    for cell, rows in pairs.groupby(CELL, sort=False, observed=True, dropna=False):
         have = set(zip(rows["dataset"].astype(str), rows["case"].astype(str), strict=True))
         if lacking := sorted(known - have):
-            place = "/".join(str(part) for part in cell)
             raise Refusal(
-                f"cell {place}: external case '{lacking[0][1]}' is not scored, as in other cells: rerun 'predict' and "
-                "'score' for this cell"
+                f"cell {_place(cell)}: external case '{lacking[0][1]}' is not scored, as in other cells: rerun "
+                "'predict' and 'score' for this cell"
             )
+
+
+def _place(values: tuple[Any, ...]) -> str:
+    """Names a cell as its folder does."""
+    cell = dict(zip(CELL, values, strict=True))
+    return cell_name(cell | {"pretrain_seed": None if pd.isna(cell["pretrain_seed"]) else cell["pretrain_seed"]})
 
 
 def read_json(path: Path) -> Any:

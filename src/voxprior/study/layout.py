@@ -49,8 +49,8 @@ class Arm(NamedTuple):
 def lay_out(scores: pd.DataFrame | list[Arm]) -> list[Arm]:
     """Makes arrays of a score table, arms and metrics in the order in which they first appear; laid out ones stay.
 
-    An external case that several folds have scored is averaged over them; test cases belong to one fold. The column
-    `pretrain_seed` may be missing: then there was one.
+    An external case that several folds have scored is averaged over them; test cases belong to one fold. An init
+    without a pretraining has one of P; the column `pretrain_seed` may be missing, as in tables of before.
 
     Args:
         scores: see `docs/formats.md`, tables, scores.csv.
@@ -144,12 +144,15 @@ class _Sums:
 
 
 def factorize(column: Any) -> tuple[NDArray[np.intp], list[Any]]:
-    """Numbers the values of a column in the order in which they appear: code per row, and the values."""
+    """Numbers the values of a column in the order in which they appear: code per row, and the values.
+
+    A missing value counts as the first one: only `pretrain_seed` has any, and no init has some with and some without.
+    """
     words = column.cat.categories if isinstance(column, pd.Series) and column.dtype == "category" else None
     given = np.asarray(column if words is None else column.cat.codes)
     if not len(given) or given.dtype.kind not in "iu" or given.min() < 0 or given.max() > SMALL:
         code, known = pd.factorize(column)
-        return code, list(known)
+        return np.maximum(code, 0), list(known) or [None]
     # Small numbers need no hashing: the first row of each, written from the back.
     first = np.full(int(given.max()) + 1, -1, dtype=np.intp)
     first[given[::-1]] = np.arange(len(given) - 1, -1, -1)

@@ -119,7 +119,8 @@ def _run(row: dict[Any, Any], places: Places, store: Store) -> dict[str, Any]:
     name = row["folder"].relative_to(places.results).as_posix()
     return {
         "fold": row["fold"],
-        "seed": row["seed"],
+        "pretrain_seed": None if pd.isna(row["pretrain_seed"]) else row["pretrain_seed"],
+        "seed": None if pd.isna(row["seed"]) else row["seed"],
         "card_hash": row["card_hash"],
         "links": places.run(row["folder"]),
         "inputs": row["inputs"],

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from voxprior.study.cells import arms_of, cell_name, cells_of, pretrained, pretraining_name, pretrainings_of
 from voxprior.whole import parse_lines
 
 TAIL_BYTES = 8192
@@ -106,18 +107,11 @@ def steps(config: dict[str, Any], results: Path, work: Path) -> Iterator[Step]:
         for dataset in datasets:
             yield Step(stage, dataset, results / folder / dataset / file, logs / f"{stage}/{dataset}.log")
     yield Step("split", "", results / "splits.json", logs / "split.log")
-    folds = range(study["split"].get("folds", 1))
-    arms = [(backbone, init) for backbone, inits in study["inits"].items() for init in inits]
-    for name in [f"{b}/{init}/fold{fold}" for b, init in arms if init != "scratch" for fold in folds]:
+    for run in [run for arm in pretrained(study) for run in pretrainings_of(study, *arm)]:
+        name = pretraining_name(run)
         place = f"pretrain/{name}"
         yield Step("pretrain", name, results / place / "summary.json", logs / f"{place}.log", work / place)
-    cells = [
-        f"{backbone}/{init}/budget{budget}/fold{fold}/seed{seed}"
-        for backbone, init in arms
-        for budget in study["split"]["budgets"]
-        for fold in folds
-        for seed in study["finetune"]["seeds"]
-    ]
+    cells = [cell_name(cell) for arm in arms_of(study) for cell in cells_of(study, *arm)]
     for stage, file in (("finetune", "summary.json"), ("predict", "predictions.json"), ("score", "scores.csv")):
         for name in cells:
             cell = results / "finetune" / name

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from voxprior.study import facts, gather, wording
+from voxprior.study import cells, gather, wording
 from voxprior.study.drawn import data_url
 from voxprior.study.slices import Case, strips
 
@@ -54,7 +54,7 @@ def shown(looks: list[Look], results: Path, study: dict[str, Any], titles: dict[
     dice = _dice(results, study)
     found = []
     for look in looks:
-        inits = [init for backbone, init in facts.arms_of(study) if backbone == look.backbone]
+        inits = [init for backbone, init in cells.arms_of(study) if backbone == look.backbone]
         entry: dict[str, Any] = {
             "backbone": look.backbone,
             "which": WHICH[look.which],

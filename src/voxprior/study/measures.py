@@ -34,6 +34,7 @@ MEASURES = {
     "volume_ml": Measure("Volume, prediction minus label", "ml", 1, -np.inf, np.inf, ""),
     "volume_error": Measure("Relative volume error", "", 3, 0.0, 2.0, "lower"),
     "lesion_f1": Measure("F1 of lesions", "", 3, 0.0, 1.0, "higher"),
+    "calibration_error": Measure("Calibration error", "", 3, 0.0, 1.0, "lower"),
 }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from voxprior.maths.regions import chosen
 from voxprior.study.measures import measure_of
-from voxprior.study.wording import listed
+from voxprior.study.wording import listed, networks
 
 METHODS = {
     "mae": "masked autoencoding (MAE3D; He et al., CVPR 2022; in 3-D Zhou et al., ISBI 2023)",
@@ -21,8 +22,10 @@ METHODS = {
 }
 NETWORKS = {
     "vit": "a vision transformer with a UNETR decoder (Hatamizadeh et al., WACV 2022)",
+    "primus": "a vision transformer with rotary positions and a light decoder (Primus; Wald et al., 2025, arXiv 2503.01835)",
     "cnn": "a residual U-Net (STU-Net; Huang et al., 2023, arXiv 2304.06716)",
-}
+    "resenc": "nnU-Net's residual encoder U-Net (ResEnc; Isensee et al., MICCAI 2024, arXiv 2404.09556)",
+}  # by the backbone's kind where that has words of its own, else by its family
 METRICS = {
     "dice": "Dice",
     "nsd": "normalised surface Dice at {tolerance:g} mm (share of surface voxels of both maps, as MONAI's default)",
@@ -32,6 +35,7 @@ METRICS = {
     "volume_ml": "the volume difference in ml",
     "volume_error": "the relative volume error (over the mean of both volumes)",
     "lesion_f1": "F1 of connected components matched one to one from an intersection over union of {iou:g} on",
+    "calibration_error": "the expected calibration error of each predicted class (15 bins; Naeini et al., AAAI 2015)",
 }
 
 
@@ -89,7 +93,8 @@ def _data(config: Mapping[str, Any], curves: pd.DataFrame) -> str:
 def _pretraining(config: Mapping[str, Any]) -> str:
     study, said = config["study"], []
     for backbone, inits in study["inits"].items():
-        network = NETWORKS[config["backbones"][backbone]["family"]]
+        family = config["backbones"][backbone]["family"]
+        network = NETWORKS.get(config["backbones"][backbone][family].get("kind"), NETWORKS[family])
         methods = [METHODS.get(init, init) for init in inits if init != "scratch"]
         start = " and from random weights" if "scratch" in inits else ""
         title = config["backbones"][backbone]["title"]
@@ -102,8 +107,9 @@ def _pretraining(config: Mapping[str, Any]) -> str:
         said.append(
             "Pretraining saw the training patients' scans and unlabelled ones, never a test patient; every method "
             "had the "
-            f"same budget of {voxels:.3g} voxels seen by the student, batches of {batch}, and one optimiser recipe per "
-            "backbone. The encoder alone was handed on."
+            f"same budget of {voxels:.3g} voxels seen by the student, batches of {batch}, "
+            f"{_count(len(study['pretrain'].get('seeds', [0])), 'seed')}, and one optimiser recipe per backbone. The "
+            "encoder alone was handed on."
         )
     return " ".join(said)
 
@@ -111,14 +117,21 @@ def _pretraining(config: Mapping[str, Any]) -> str:
 def _finetuning(config: Mapping[str, Any]) -> str:
     study, tune = config["study"], config["study"]["finetune"]
     budgets = listed([str(budget) for budget in study["split"]["budgets"]])
+    again = " for every pretrained encoder" if len(study["pretrain"].get("seeds", [0])) > 1 else ""
     return (
         f"Segmentation networks were trained with {budgets} labelled cases (the smaller sets are part of the larger), "
         f"each for {tune['steps']:,} steps of {tune.get('batch_size', 2)} crops of "
-        f"{' x '.join(map(str, tune['crop_vox']))} voxels with Dice and cross-entropy, and "
-        f"{_count(len(tune.get('seeds', [0])), 'seed')}. Random weights had a recipe of their own. Predictions "
+        f"{' x '.join(map(str, tune['crop_vox']))} voxels with Dice and {_entropy(config)}, and "
+        f"{_count(len(tune.get('seeds', [0])), 'seed')}{again}. Random weights had a recipe of their own. Predictions "
         f"overlapped by "
         f"{study.get('predict', {}).get('overlap', 0.5):.0%} of a window and were brought back to each scan's own grid."
     )
+
+
+def _entropy(config: Mapping[str, Any]) -> str:
+    study = config["study"]
+    overlapping = chosen(study["classes"], config["datasets"][study["dataset"]].get("classes", {}))
+    return "binary cross-entropy of each overlapping class" if overlapping else "cross-entropy"
 
 
 def _metrics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:
@@ -131,7 +144,8 @@ def _metrics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> st
     return (
         f"Scores were computed per class in the scan's own grid: {listed(named)}. A class that neither label nor "
         "prediction has was left out and counted; one that only one of them has scored 0, or the diagonal of the image "
-        "where the score is a distance. A case's score is the mean over its classes, then over seeds."
+        "where the score is a distance. A case's score is the mean over its classes, then over seeds "
+        f"({networks(study)})."
     )
 
 
@@ -141,8 +155,8 @@ def _statistics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) ->
     said = [
         f"Intervals ({confidence:.0%}) come from {resamples:,} bootstrap replicates that draw patients, paired "
         f"across inits, "
-        "and the shifts that training seeds give to all patients, with expanded percentiles (Hesterberg, The American "
-        "Statistician 69, 2015)."
+        "and the shifts that pretraining and fine-tuning seeds give to all patients, with expanded percentiles "
+        "(Hesterberg, The American Statistician 69, 2015)."
     ]
     own = contrasts[contrasts["cohort"] == "test"]
     if len(own):

@@ -5,7 +5,8 @@ from typing import Any
 
 import jinja2
 
-from voxprior.study import facts, gather, wording
+from voxprior.maths.regions import chosen, union
+from voxprior.study import cells, facts, gather, wording
 from voxprior.study.backbone import by_metric
 from voxprior.study.compare import stamp_of
 
@@ -48,11 +49,20 @@ def build(config: dict[str, Any], results: Path) -> str:
             for name in study["inits"]
         ],
         "titles": titles,
-        "example": gather.cell_folder(results, facts.cells_of(study, *facts.arms_of(study)[-1])[-1]),
+        "unions": _unions(config),
+        "example": gather.cell_folder(results, cells.cells_of(study, *cells.arms_of(study)[-1])[-1]),
         "results": results,
         "words": wording,
     }
     return _render(context)
+
+
+def _unions(config: dict[str, Any]) -> list[str]:
+    """Says which labels, in the study's numbers, make up each class; [] where classes do not overlap."""
+    classes, values = config["study"]["classes"], config["datasets"][config["study"]["dataset"]]["classes"]
+    overlapping = chosen(classes, values)
+    named = [(name, union(overlapping, number)) for number, name in enumerate(classes, 1)]
+    return [f"{name.replace('_', ' ')} {' + '.join(map(str, painted))}" for name, painted in named if overlapping]
 
 
 def _plain(text: str) -> str:

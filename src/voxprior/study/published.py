@@ -20,12 +20,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from voxprior import whole
+from voxprior.study.cells import pretrain_seeds, read_name
 
 RULES = 1  # raised when the rules here change: finished runs are then published anew
 STRETCHES = {"pretrain": 100, "finetune": 25}
 OF_ONE_CLASS = re.compile(r".*_\d+$")
 SIMULATED = "pipeline check: simulated patients are no evidence for any method"
-WHERE = re.compile(r"[^/]+/[^/]+(/budget\d+)?/fold\d+(/seed-?\d+)?")
 FILES = ("summary.json", "journal.jsonl", "clock.jsonl", "scores.csv", "load_report.json", "pictures.npz")
 LARGEST_BYTES = 50 << 20  # of a table that is put beside the report
 
@@ -79,7 +79,7 @@ def places(results: Path, work: Path) -> Iterator[Place]:
         begun = {path.parent.relative_to(work).as_posix() for path in (work / stage).rglob("journal.jsonl")}
         for name in sorted(finished | begun):
             folder = (results if name in finished else work) / name
-            if WHERE.fullmatch(name.removeprefix(f"{stage}/")):
+            if read_name(name.removeprefix(f"{stage}/")) is not None:
                 files = [folder / file for file in FILES]
                 yield Place(stage, name, folder, name not in finished, stamp(files))
     curves_of = results / "tables" / "curves.csv"
@@ -118,7 +118,9 @@ def read(place: Place, config: dict[str, Any], card: dict[str, Any], card_hash: 
         "dataset_hash": digest,
         "git_commit": str(summary.get("git_commit") or ""),
     }
-    tags.setdefault("seed", str(card.get("pretrain", {}).get("seed", "")))
+    named = read_name(place.name.removeprefix(f"{place.stage}/"))
+    if named is not None and named.pretrain_seed is not None:
+        tags["pretrain_seed"] = str(named.pretrain_seed)
     tags |= {"arm": f"{tags['init']} {tags['backbone']}", "replaced": "no"}
     if _simulated(config):
         tags["stamp"] = SIMULATED
@@ -154,7 +156,7 @@ def read_study(place: Place, config: dict[str, Any]) -> Run:
         tags |= {"backbone": backbone, "init": init, "arm": f"{init} {backbone}"}
         told = _mean_curves(results / "tables" / "curves.csv")[backbone, init]
         points = [(f"by labels/{metric}", value, budget, 0.0) for metric, budget, value in told]
-        text = "Means over test cases and seeds. **The step is the number of labelled cases.**"
+        text = "Means over test cases and all seeds. **The step is the number of labelled cases.**"
         made = (results / "tables" / "curves.csv").stat().st_mtime
         params = {"backbone": backbone, "init": init}
         return Run("", f"{init} {backbone}, by labels", text, tags, params, points, [], None, None, 0.0, made)
@@ -190,12 +192,13 @@ def _simulated(config: dict[str, Any]) -> bool:
 
 def title(tags: dict[str, str], summary: dict[str, Any], study: dict[str, Any]) -> str:
     """Names a run so that the narrow column of a list still tells it from its neighbours."""
+    before = f" p{tags['pretrain_seed']}" if len(pretrain_seeds(study)) > 1 and "pretrain_seed" in tags else ""
     if tags["stage"] == "pretrain":
         fold = f" fold {tags['fold']}" if _several_folds(study) else ""
-        return f"pretrain {summary.get('title') or tags['init']} {tags['backbone']}{fold}"
+        return f"pretrain {summary.get('title') or tags['init']}{before} {tags['backbone']}{fold}"
     fold = f" f{tags['fold']}" if _several_folds(study) else ""
     labels = "label" if tags["budget"] == "1" else "labels"
-    return f"{tags['init']} {tags['budget']} {labels} s{tags['seed']}{fold} {tags['backbone']}"
+    return f"{tags['init']} {tags['budget']} {labels}{before} s{tags['seed']}{fold} {tags['backbone']}"
 
 
 def _several_folds(study: dict[str, Any]) -> bool:
@@ -280,7 +283,7 @@ def curve_name(stage: str, name: str) -> str:
     """Names a curve. Of a fine-tuning, `dice` is a loss, 1 - soft Dice, and must not be taken for a score."""
     if name in ("voxels_per_second", "mfu"):
         return f"speed/{name}"
-    return f"train/{name}_loss" if stage == "finetune" and name in ("dice", "ce") else f"train/{name}"
+    return f"train/{name}_loss" if stage == "finetune" and name in ("dice", "ce", "bce") else f"train/{name}"
 
 
 def _ends(summary: dict[str, Any], last: int, seconds: float) -> list[Point]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from voxprior.study import facts, figures, gather, headline, lineage, looks, trainings, wording
+from voxprior.study import cells, facts, figures, gather, headline, lineage, looks, trainings, wording
 from voxprior.study.backbone import Backbone
 from voxprior.study.compare import stamp_of
 from voxprior.study.drawn import Drawn, data_url
@@ -65,8 +65,11 @@ def build(config: dict[str, Any], results: Path, shown: list[Look], beside: Path
         "backbone_titles": {name: config["backbones"][name]["title"] for name in study["inits"]},
         "renew": renewal(results, tables, simulated),
         "looks": looks.shown(shown, results, study, titles),
-        "pretrainings": [trainings.pretraining(results, *arm, drawn) for arm in facts.pretrained(study)],
+        "pretrainings": [
+            trainings.pretraining(results, cells.pretrainings_of(study, *arm), drawn) for arm in cells.pretrained(study)
+        ],
         "finetunings": [trainings.finetuning(results, study, name, drawn) for name in study["inits"]],
+        "networks": wording.networks(study),
         "loads": facts.load_reports(results, study),
         "costs": facts.costs(runs),
         "device_hours": facts.device_hours(runs),

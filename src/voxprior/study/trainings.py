@@ -5,24 +5,39 @@ from typing import Any
 
 import pandas as pd
 
-from voxprior.study import facts, figures, gather, pictures, wording
+from voxprior.study import cells, facts, figures, gather, pictures, wording
 from voxprior.study.drawn import Drawn, data_url
 from voxprior.study.slices import jpeg
 
 
-def pretraining(results: Path, backbone: str, init: str, drawn: Drawn) -> dict[str, Any]:
-    """Gathers learning curve, monitors, what it changed, and pictures of one pretraining (its first fold)."""
-    folder = gather.pretrain_folder(results, backbone, init, 0)
+def pretraining(results: Path, runs: list[cells.Cell], drawn: Drawn) -> dict[str, Any]:
+    """Gathers learning curves of an arm's pretrainings, and monitors, changes and pictures of the first of them.
+
+    Args:
+        results: the study's results folder.
+        runs: the arm's pretrainings, of all folds and seeds.
+        drawn: takes the figures.
+    """
+    first, others = runs[0], runs[1:]
+    backbone, init = first["backbone"], first["init"]
+    folder = gather.pretrain_folder(results, first)
     journal, title = gather.read_journal(folder / "journal.jsonl"), drawn.titles[init]
     shown: dict[str, Any] = {"backbone": backbone, "title": title, "curve": None, "monitors": None}
+    shown["others"] = len(others)
     shown["changes"] = facts.changes(gather.read_json(folder / "summary.json"))
     moved = [f"{row['what'].replace(',', '')} {wording.share(row['end'])}" for row in shown["changes"] if row["share"]]
     shown["said"] = "; ".join(moved)
     if len(journal):
-        first, last = journal["loss"].iloc[0], journal["loss"].iloc[-1]
-        alt = f"Pretraining {title} on {backbone}: loss from {first:.3g} to {last:.3g} over {len(journal)} logged steps"
-        shown["said"] = "; ".join([f"loss from {first:.3g} to {last:.3g}", *moved])
-        plot = figures.learning_curves({init: journal}, drawn.titles, drawn.mark)
+        begin, end = journal["loss"].iloc[0], journal["loss"].iloc[-1]
+        alt = f"Pretraining {title} on {backbone}: loss from {begin:.3g} to {end:.3g} over {len(journal)} logged steps"
+        shown["said"] = "; ".join([f"loss from {begin:.3g} to {end:.3g}", *moved])
+        faint = [gather.read_journal(gather.pretrain_folder(results, run) / "journal.jsonl") for run in others]
+        if faint := [some for some in faint if len(some)]:
+            alt += (
+                f"; {len(faint)} more {'runs' if len(faint) > 1 else 'run'} of other seeds and folds, faint, ending at "
+            )
+            alt += wording.listed([f"{some['loss'].iloc[-1]:.3g}" for some in faint])
+        plot = figures.learning_curves({init: journal}, drawn.titles, drawn.mark, {init: faint})
         shown["curve"] = drawn.add(f"pretrain_{backbone}_{init}", alt, plot)
         colour = figures.style_of(list(drawn.titles))[init][0]
         if (small := figures.monitors(journal, colour, drawn.mark)) is not None:
@@ -55,12 +70,12 @@ def _column(column: pictures.Column, of: str) -> dict[str, Any]:
 
 
 def finetuning(results: Path, study: dict[str, Any], backbone: str, drawn: Drawn) -> dict[str, Any]:
-    """Draws the fine-tuning losses of a backbone, for its smallest and largest budget, the mean over seeds."""
+    """Draws the fine-tuning losses of a backbone, for its smallest and largest budget: means over seeds and folds."""
     shown = []
     for budget in sorted({min(study["split"]["budgets"]), max(study["split"]["budgets"])}):
         journals = {}
-        for init in [init for b, init in facts.arms_of(study) if b == backbone]:
-            folders = [gather.cell_folder(results, cell) for cell in facts.cells_of(study, backbone, init, budget)]
+        for init in [init for b, init in cells.arms_of(study) if b == backbone]:
+            folders = [gather.cell_folder(results, cell) for cell in cells.cells_of(study, backbone, init, budget)]
             journal = pd.concat([gather.read_journal(folder / "journal.jsonl") for folder in folders])
             if len(journal):
                 journals[init] = journal.groupby("step", as_index=False)[["progress", "loss"]].mean()

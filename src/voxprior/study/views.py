@@ -7,6 +7,8 @@ format is no promise of MLflow's. A version that does not know it shows its own 
 import json
 from typing import Any, NamedTuple
 
+from voxprior.study.cells import pretrain_seeds
+
 TAG = "mlflow.sharedViewState."
 LONGEST = 5000  # characters that the store takes for a tag
 _CREATED = "attributes.start_time"
@@ -36,11 +38,12 @@ def views(study: dict[str, Any]) -> list[View]:
     """Makes the views of a study, the one to begin with first; those too long for a tag are left out."""
     budgets = (study.get("split") or {}).get("budgets") or [1]
     scores = ["test/dice", "test/nsd", "test/hd95_mm"]
+    before = ["pretrain_seed"] if len(pretrain_seeds(study)) > 1 else []
     tuned = 'tags.stage = "finetune" and tags.replaced = "no"'
     table = _state(tuned, "metrics.`test/dice`") | {
         "selectedColumns": [
             *(f"metrics.`{name}`" for name in scores),
-            *(f"tags.`{name}`" for name in ("init", "backbone", "budget", "seed")),
+            *(f"tags.`{name}`" for name in ("init", "backbone", "budget", *before, "seed")),
             "attributes.`Duration`",
         ]
     }

@@ -43,6 +43,14 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def networks(study: Mapping[str, Any]) -> str:
+    """Says how many networks a case's score is averaged over: `2 pretraining seeds x 3 fine-tuning seeds`."""
+    before, after = len(study["pretrain"].get("seeds", [0])), len(study["finetune"].get("seeds", [0]))
+    stages = ((before, "pretraining"), (after, "fine-tuning"))
+    told = " x ".join(f"{number} {stage} seed{'s' if number != 1 else ''}" for number, stage in stages)
+    return f"{told}; from scratch {after}" if before > 1 else told
+
+
 def duration(seconds: float) -> str:
     """Writes a time: 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:

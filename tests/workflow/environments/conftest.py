@@ -1,0 +1,90 @@
+"""A local conda channel with this Python and its pip, and a stand-in for the command `conda` that reads it."""
+
+import asyncio
+import importlib.metadata
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LEFT_OUT = shutil.ignore_patterns("site-packages", "test", "tests", "config-*", "__pycache__", "idlelib", "tkinter")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
+
+
+def stage_python(folder: Path) -> None:
+    """Copies what an interpreter needs: the program, its shared library where it has one, the standard library."""
+    base, name = Path(sys.base_prefix), "python{}.{}".format(*sys.version_info)
+    _copy(Path(os.path.realpath(sys.executable)), folder / "bin" / name)
+    for alias in ("python", "python3"):
+        (folder / "bin" / alias).symlink_to(name)
+    for library in base.glob(f"lib/lib{name}.so*"):
+        _copy(library, folder / "lib" / library.name)
+    shutil.copytree(base / "lib" / name, folder / "lib" / name, ignore=LEFT_OUT, symlinks=True)
+    (folder / "lib" / name / "site-packages").mkdir()
+    (folder / "lib" / name / "site-packages" / "README.txt").write_text("packages of this environment\n")
+
+
+def stage_pip(folder: Path) -> None:
+    """Copies the pip that is installed here, without its scripts: `python -m pip` is what is called."""
+    packages = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    for file in importlib.metadata.files("pip") or []:
+        if ".." not in file.parts and file.suffix != ".pyc" and file.name != "RECORD":
+            _copy(Path(str(file.locate())), packages / file)
+
+
+def stage_command(folder: Path, name: str) -> None:
+    """Links a program of this machine: what environment.yml asks for beside Python."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / name).symlink_to(shutil.which(name) or "/bin/false")
+
+
+@pytest.fixture(scope="session")
+def channel(tmp_path_factory) -> Path:
+    """A channel folder with python, pip, git and make for this machine."""
+    pytest.importorskip("rattler", reason="py-rattler is not installed: pip install voxprior[conda]")
+    build = pytest.importorskip(
+        "rattler_build", reason="py-rattler-build is not installed: pip install voxprior[conda]"
+    )
+    from rattler import Platform
+    from rattler.index import index_fs
+
+    folder, staged = tmp_path_factory.mktemp("channel"), tmp_path_factory.mktemp("staged")
+    platform, python = str(Platform.current()), "{}.{}.{}".format(*sys.version_info)
+    stage_python(staged / "python")
+    stage_pip(staged / "pip")
+    for name in ("git", "make"):
+        stage_command(staged / name, name)
+    versions = {"python": python, "pip": importlib.metadata.version("pip"), "git": "2.40", "make": "4.3"}
+    needs = {"pip": ["python {}.{}.*".format(*sys.version_info)]}
+    (folder / "noarch").mkdir()
+    (folder / platform).mkdir()
+    for name, version in versions.items():
+        build.assemble_package(
+            name, version, platform, "0", folder / platform, files_dir=staged / name, depends=needs.get(name),
+            compression_level=1, detect_prefix=False,
+        )  # fmt: skip
+    asyncio.run(index_fs(folder, write_zst=False, write_shards=False))
+    return folder
+
+
+@pytest.fixture
+def conda(channel, tmp_path_factory, monkeypatch) -> Path:
+    """Puts the stand-in first on PATH; returns its folder."""
+    root = tmp_path_factory.mktemp("conda")
+    (root / "bin").mkdir()
+    program = root / "bin" / "conda"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "frontend.py"}" "{root}" "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    activate = 'export CONDA_PREFIX="$1" PATH="$1/bin:$PATH"; hash -r\n'
+    (root / "bin" / "activate").write_text(activate)
+    monkeypatch.setenv("STANDIN_CHANNEL", str(channel))
+    monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return root
