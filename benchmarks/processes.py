@@ -57,6 +57,7 @@ ADAMW = {"lr": 1e-3, "weight_decay": 0.01}
 # AdamW divides each gradient by its own size. Where a true gradient is 0, as that of a bias before a norm, what is left
 # is rounding, and becomes a full step: in float32 two runs that round differently part within a few steps, whatever is
 # right. Convolutional arms take LARS there, which does not.
+STEEP = ("byol", "spark", "anatomask", "finetune", "finetune_joined")
 LARS = {"optimiser": "lars", "lr": 0.1, "weight_decay": 0.01}
 SEGMENTING = ("finetune", "finetune_joined")
 ALL = ("mae", "glmae", "byol", "pgl", "spark", "anatomask", *SEGMENTING)
@@ -113,14 +114,14 @@ def make_study(folder: Path) -> None:
 def card_of(bench: Bench, arm: str) -> Path:
     """Writes the run card of an arm and returns its path."""
     family = FAMILY.get(arm, "vit")
-    rest: dict[str, Any] = {"fold": 0, "recipe": ADAMW if bench.double or family == "vit" else LARS}
+    rest: dict[str, Any] = {"fold": 0, "recipe": LARS if arm in STEEP and not bench.double else ADAMW}
     if arm in SEGMENTING:
         rest |= {"init": "scratch", "classes": LABELS, "steps": bench.steps, "batch_size": SAMPLES, "budget": 4}
         rest |= {"crop_vox": [16, 16, 16], "foreground": 0.5, "precision": "fp32", "seed": 0, "validations": 4}
         rest["prepare"] = {"spacing_zyx_mm": [3, 2, 2], "intensity": {"kind": "window", "low": -200, "high": 300}}
         rest["ema"] = 0.25
         if arm == "finetune_joined":
-            rest["recipe"] = {**ADAMW, "transfer": "decoder_first", "frozen": 0.4}
+            rest["recipe"] = {**rest["recipe"], "transfer": "decoder_first", "frozen": 0.4}
             rest |= {"init": "mae", "init_card": card_hash(read_card("pretrain", card_of(bench, "mae")))}
     else:
         module, backbone = load(arm), Backbone(family, family, NETWORKS[family])
