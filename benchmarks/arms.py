@@ -1,9 +1,10 @@
 """What is measured: a method on a backbone at a size, with made-up scans. Imports what a GPU machine has, no more.
 
 Sizes: `paper` is every method's Config() as it stands, on the backbones that the papers use, `large` the same
-on STU-Net-L and -H; `tiny` is what the tests use, and takes its numbers from config/methods, which needs pyyaml.
+on STU-Net-L and -H; `tiny` is what the tests use, and takes its numbers from config/methods.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,24 @@ def config_of(method: str, size: str) -> Any:
     module = load(method)
     if size != "tiny":
         return module.Config()
-    import yaml
+    return module.Config(**preset(ROOT / "config" / "methods" / f"{method}.yaml", size))
 
-    presets = yaml.safe_load((ROOT / "config" / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
-    return module.Config(**presets[size])
+
+def preset(path: Path, name: str) -> dict[str, Any]:
+    """Reads one preset of a method's file, whose values are numbers, lists and words: a GPU machine may lack pyyaml."""
+    text = path.read_text(encoding="utf-8").split(f"\n{name}:", 1)[1]
+    found: dict[str, Any] = {}
+    for line in text.splitlines()[1:]:
+        if line and not line[0].isspace():
+            break
+        key, colon, value = line.split("#")[0].partition(":")
+        if colon:
+            word = value.strip()
+            try:
+                found[key.strip()] = json.loads(word)
+            except ValueError:
+                found[key.strip()] = word
+    return found
 
 
 def samples_of(method: str, size: str) -> int:

@@ -5,7 +5,8 @@ and edges: `trivial`, whose rules have an input, an output and a command and not
 also have a log, a benchmark file, threads, resources, an environment and a message, as ours have. `run`: what Snakemake
 takes beyond a job that does next to nothing, from writing so many cards with the profile's scheduler and with `ilp`,
 which Snakemake takes by itself.
-Processor and wall seconds, and the largest memory.
+`watch`: a look of
+`voxprior watch` at the study. Processor and wall seconds, and the largest memory.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def write_study(place: Path, seeds: int) -> Path:
     return place
 
 
-def planned(seeds: int, rounds: int) -> dict[str, Any]:
+def planned(seeds: int, rounds: int, compare: bool = True) -> dict[str, Any]:
     """Plans a study and the trivial workflow in turn; the processor times are the least of all rounds."""
     told: dict[str, Any] = {"cells": INITS * BUDGETS * FOLDS * seeds, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
@@ -127,11 +128,16 @@ def planned(seeds: int, rounds: int) -> dict[str, Any]:
         (here / "furnished.smk").write_text(furnished(text), encoding="utf-8")
         (here / "env.yaml").write_text("channels: [conda-forge]\ndependencies: [python]\n", encoding="utf-8")
         ours = ["-n", "-s", str(ROOT / "Snakefile"), "--configfile", str(study)]
-        others = {name: ["-n", "-s", str(here / f"{name}.smk")] for name in ("trivial", "furnished")}
+        others = {name: ["-n", "-s", str(here / f"{name}.smk")] for name in ("trivial", "furnished") if compare}
         for name, command in {"study": ours, **others}.items():
             runs = [measured(command, here) for _ in range(rounds)]
             told[name] = min(runs, key=lambda run: run["cpu_s"])
     return told | {f"ratio_to_{name}": round(told["study"]["cpu_s"] / told[name]["cpu_s"], 2) for name in others}
+
+
+def network(init: str, seed: int) -> str:
+    """Names a cell's folder."""
+    return f"seed{seed}" if init == "scratch" else f"pretrain0_seed{seed}"
 
 
 def cards(count: int, *more: str) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def cards(count: int, *more: str) -> dict[str, Any]:
         study = write_study(here / "study.yaml", 15)
         backbones = yaml.safe_load(study.read_text(encoding="utf-8"))["inits"]
         wanted = [
-            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/seed{seed}.json"
+            f"results/cards/finetune/{backbone}/{init}/budget{budget + 1}/fold{fold}/{network(init, seed)}.json"
             for seed in range(15)
             for backbone, inits in backbones.items()
             for init in inits
@@ -153,19 +159,44 @@ def cards(count: int, *more: str) -> dict[str, Any]:
     return told | {"ms_per_job": round(told["cpu_s"] / count * 1000, 1)}
 
 
+def watched(seeds: int, rounds: int = 5) -> dict[str, Any]:
+    """Looks at a study as `voxprior watch` does: processor ms a look, when nothing has begun and when all is scored."""
+    from voxprior.study import live
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        study = yaml.safe_load(write_study(here / "study.yaml", seeds).read_text(encoding="utf-8"))
+        config = {"study": study, "datasets": {name: {} for name in (study["dataset"], *study["external"])}}
+        steps = list(live.steps(config, here / "results", here / "work"))
+        told: dict[str, Any] = {"cells": sum(step.stage == "score" for step in steps)}
+        for name in ("nothing_begun", "all_scored"):
+            times = []
+            for _ in range(rounds):
+                began = time.process_time()
+                live.look(steps)
+                times.append(time.process_time() - began)
+            told[f"{name}_ms"] = round(min(times) * 1000)
+            for step in steps:
+                step.output.parent.mkdir(parents=True, exist_ok=True)
+                step.output.touch()
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 15])
+    parser.add_argument("--alone", type=int, nargs="*", default=[], help="seeds at which nothing is compared")
     parser.add_argument("--cards", type=int, nargs="+", default=[300, 900])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results/benchmarks/dag_cpu.json")
     options = parser.parse_args()
     told: dict[str, Any] = {}
     told["goal"] = {"wall_s": 60, "peak_bytes": 1536 << 20, "ratio": 1.3, "ms_per_job": 50}
-    told["plans"] = [planned(seeds, options.rounds) for seeds in options.seeds]
+    told["plans"] = [planned(seeds, options.rounds, seeds not in options.alone) for seeds in options.seeds]
     told["run"] = [
         {"cards": count, "greedy": cards(count), "ilp": cards(count, "--scheduler", "ilp")} for count in options.cards
     ]
+    told["watch"] = watched(max(options.seeds))
     # Imported last: a process that is started is given its parent's largest memory for a beginning.
     import snakemake
     import torch

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,11 @@ def remembered(count: int, here: Path) -> Iterator[None]:
     Path.stat = lambda self, **_: state  # type: ignore[method-assign, assignment]
     with open(here / "examined.jsonl", "w", encoding="utf-8") as file:
         taken = [float(value) for value in chance.integers(-1000, 2000, fingerprint.SAMPLES)]
+        told = {"size_zyx_vox": [240, 512, 512], "spacing_zyx_mm": [1.5, 0.78125, 0.78125]}
+        same = json.dumps(told | {"channels": [{"all": taken}]})
         for row in table:
-            told = {"size_zyx_vox": [240, 512, 512], "spacing_zyx_mm": [1.5, 0.78125, 0.78125], "volume_ml": {}}
-            told |= {"labelled": False, "channels": [{"all": taken}]}
             key = intake._key(Entry(row["case"], row["image"], None), Path(), intake.Notes(memory=memory))
-            file.write(json.dumps({"key": key, "kept": [row, told]}) + "\n")
+            file.write(f'{{"key": "{key}", "kept": [{json.dumps(row)}, {same}]}}\n')
     entries = [Entry(row["case"], row["image"], None) for row in table]
     del table
     yield
@@ -277,6 +278,114 @@ def _peak() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
+class Answers(BaseHTTPRequestHandler):
+    """Serves files of the working folder by ranges."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        """Answers with the range that was asked for."""
+        first, last = (int(n) for n in self.headers["Range"].removeprefix("bytes=").split("-"))
+        with open(self.path.lstrip("/"), "rb") as file:
+            file.seek(first)
+            content = file.read(last + 1 - first)
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def serve(port: Any) -> None:
+    """Serves in a process of its own, so that its time is not counted."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    port.put(server.server_port)
+    server.serve_forever()
+
+
+def ranges(crops: int = 40) -> dict[str, Any]:
+    """Reads 96^3 crops of a volume of 240 x 266 x 266: its own file, a shard on the disk, a shard behind a server."""
+    import multiprocessing
+
+    import numpy as np
+
+    from voxprior.commands import pack
+    from voxprior.data import cache, shards
+
+    chance, shape = np.random.default_rng(0), (240, 266, 266)
+    image = np.clip(chance.normal(2000, 20, (1, *shape)), 0, 4095).astype(np.int16)
+    image[:, :, :40] = image[:, :, -40:] = 0  # air, a third
+    told: dict[str, Any] = {"crops": crops, "crop_vox": 96, "shape_zyx": shape}
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        os.chdir(here)
+        content = index_of(1)
+        entry = content["cases"][0] | {"label": None, "label_sha256": None}
+        entry["image_sha256"] = cache.write_array(here / entry["image"], image, content["key"])
+        (here / "index.json").write_text(json.dumps({**content, "cases": [entry]}))
+        context = multiprocessing.get_context("fork")
+        port = context.Queue()
+        server = context.Process(target=serve, args=(port,), daemon=True)
+        server.start()
+        url = f"http://127.0.0.1:{port.get()}"
+        pack.run(here / "index.json", str(here), here / "shard.json")
+        pack.run(here / "index.json", str(here), here / "server.json", root=url)
+        told["file_bytes"] = (here / entry["image"]).stat().st_size
+        asked: list[int] = []
+        real = shards._read_once
+
+        def counted(url: str, wanted: Any) -> list[bytes]:
+            asked.extend(end - start for start, end in wanted)
+            return real(url, wanted)
+
+        shards._read_once = counted
+        corners = [tuple(int(n) for n in chance.integers(0, np.array(shape) - 95)) for _ in range(crops)]
+        seen = []
+        for name in ("index", "shard", "server"):
+            asked.clear()
+            cpu, wall, boxes = time.process_time(), time.perf_counter(), []
+            for corner in corners:
+                cache._open.cache_clear()  # among 100,000 cases none is met again soon
+                shards.open_array.cache_clear()
+                boxes.append(cache.open_case(here / f"{name}.json", entry["case"]).read(corner, (96, 96, 96))[0])
+            told[name] = {
+                "cpu_ms": round((time.process_time() - cpu) / crops * 1000, 2),
+                "wall_ms": round((time.perf_counter() - wall) / crops * 1000, 2),
+                "requests": round(len(asked) / crops, 1),
+                "bytes": round(sum(asked) / crops),
+            }
+            seen.append(boxes)
+        told["equal"] = all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*seen, strict=True))
+        server.terminate()
+        os.chdir(ROOT)
+    told["cpu_ratio"] = {name: round(told[name]["cpu_ms"] / told["index"]["cpu_ms"], 1) for name in ("shard", "server")}
+    return told
+
+
+def looked() -> dict[str, Any]:
+    """Looks at one scan of 128 x 512 x 512 as intake does, from its compressed file: read, checked, hashed."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from voxprior.data import intake
+    from voxprior.data.entries import Entry
+
+    shape = (128, 512, 512)
+    image = np.random.default_rng(0).normal(0, 10, shape).astype(np.int16)
+    image[:, :, :80] = image[:, :, -80:] = -1000  # air, a third
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(path), useCompression=True, compressionLevel=6)
+        del image
+        began = time.process_time()
+        ((kind, _),) = intake.examine([Entry("a", path.name, None)], path.parent, intake.Identity("d"))
+        assert kind == "case"
+        cpu = time.process_time() - began
+        return {"shape_zyx": shape, "cpu_s": round(cpu, 2), "file_bytes": path.stat().st_size}
+
+
 def measured(name: str, counts: list[int]) -> dict[str, Any]:
     """Measures a part at each count."""
     told: dict[str, Any] = {"part": name, "says": (PARTS[name].__doc__ or "").split("\n")[0], "at": []}
@@ -310,7 +419,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
         return
-    told: dict[str, Any] = {"parts": [measured(name, options.counts) for name in options.parts]}
+    told: dict[str, Any] = {
+        "parts": [measured(name, options.counts) for name in options.parts],
+        "ranges": ranges(),
+        "intake": looked(),
+    }
     import torch
     from machine import describe, write
 

@@ -2,9 +2,9 @@
 
 A step is run without content, and every operation of it is noted: floating-point operations, bytes read, bytes written.
 As written, every operation is a kernel. Compiled, element-wise operations and what they end in are one kernel, which
-reads what comes from outside and writes what is used outside: a greedy picture of what torch's compiler makes. A kernel
-takes as long as its products at the given share of the peak, or its bytes at the given share of the bandwidth, whichever
-is more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more.
+reads what comes from outside and writes what is used outside: a greedy picture of what torch's compiler makes. A
+kernel takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
+more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more.
 
 What this cannot know: how near to the peak a convolution of few channels gets, caches, and clocks that fall under load.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import arms
+import arms  # noqa: F401  # puts the checkout on the path
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,9 +23,10 @@ from torch.utils.flop_counter import flop_registry
 
 from voxprior.engine import estimate
 from voxprior.engine.step import reduce_terms
+from voxprior.maths.crops import cut
 
-# Published: dense bf16, TF32 (what torch uses for float32 convolutions), float32 without tensor cores (for float32 matrix
-# products), bandwidth, memory.
+# Published: dense bf16, TF32 (what torch uses for float32 convolutions), float32 without tensor cores (for float32
+# matrix products), bandwidth, memory.
 # Source: NVIDIA's data sheets of H100 SXM and H200 SXM.
 GPUS = {
     "H100": {"bf16": 989e12, "tf32": 494.5e12, "fp32": 67e12, "bytes_per_second": 3.35e12, "memory_bytes": 80e9},
@@ -126,7 +127,9 @@ class Tape(TorchDispatchMode):
             reads[place] = max(reads.get(place, 0), min(size, _touched(tensor)))
         writes = {tensor.untyped_storage()._cdata: _touched(tensor) for tensor in fresh}
         low = any(tensor.dtype == torch.bfloat16 for tensor in inputs)
-        operation = Operation(name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part)
+        operation = Operation(
+            name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part
+        )
         if self.together is not None:
             operation.kind = f"together {self.together}"
         self.operations.append(operation)
@@ -236,14 +239,21 @@ class _Attention(torch.autograd.Function):
             return _fused.backward(ctx, gradient)
 
 
-def _in_one(tape: Tape, cut: Any) -> Any:
+def _step_vox(model: Any, size_zyx: tuple[int, ...], side: int) -> float:
+    """Tells how many voxels of the region a view's voxel spans, on average of what is drawn."""
+    for kind in (getattr(model, "whole", None), getattr(model, "part", None)):
+        if kind is not None and kind.size_zyx == tuple(size_zyx):
+            return max(1.0, sum(kind.share) / 2 * side / size_zyx[-1])
+    return sum(model.config.scale) / 2
+
+
+def _in_one(tape: Tape, model: Any) -> Any:
     """Has views be cut as the GPU's kernel does: reads the region, writes the views."""
 
     def cutting(volume: Tensor, lo: Tensor, hi: Tensor, size: Any, *rest: Any) -> Tensor:
         samples, channels, *sides = volume.shape
         made = volume.new_empty((samples, lo.shape[1], channels, *size), dtype=torch.float32)
-        step = [max(1.0, side / n) for side, n in zip(sides, size, strict=True)]  # at most: the box is the region
-        taps = 8 * step[0] * step[1] * step[2]
+        taps = (2 * _step_vox(model, size, sides[-1])) ** 3
         place = made.untyped_storage()._cdata
         tape._alive += [made.untyped_storage(), volume.untyped_storage()]
         operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: _touched(volume)}, {}, 1)
@@ -265,9 +275,12 @@ def record(model: Any, region: Any, samples: int, precision: str, kernel: bool =
     _Attention.tape = tape
     with tape:
         tape.part = "views"
-        with torch.no_grad(), mock.patch.multiple(glmae, cut=_in_one(tape, None) if kernel else glmae.cut):
-            with mock.patch.multiple(twoviews, cut=_in_one(tape, None) if kernel else twoviews.cut):
-                views = model.train().views(batch, key_B)
+        way = _in_one(tape, model) if kernel else cut
+        if change := getattr(model, "change", None):
+            change.register_forward_pre_hook(lambda *_: setattr(tape, "part", "change"))
+            change.register_forward_hook(lambda *_: setattr(tape, "part", "views"))
+        with torch.no_grad(), mock.patch.object(glmae, "cut", way), mock.patch.object(twoviews, "cut", way):
+            views = model.train().views(batch, key_B)
         tape.part = "forward"
         with mock.patch.object(estimate, "_Fused", _Attention), estimate._AsOnAGpu(precision == "bf16"):
             loss, _, _ = reduce_terms(model(views, 0.5))
@@ -301,7 +314,7 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
                 "mfu": cost.flops / seconds / gpu["bf16"],
                 "launch_ms": 1000 * found.kernels * launch_s,
                 "moving_share": (found.moving + updating) / device,
-                "views_share": found.by_part.get("views", 0.0) / device,
+                "views_share": sum(found.by_part.get(part, 0.0) for part in ("views", "change")) / device,
             }
         told[way] = {"bytes": found.bytes + update, "kernels": found.kernels}
     return told

@@ -10,19 +10,16 @@ clips the gradient, and watches that the loss is finite.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import arms
+import peers
 import torch
 from machine import describe, write
-from torch import nn
+from peers import Step
 
 from voxprior.engine.flops import counter
 from voxprior.methods import METHODS
@@ -39,7 +36,6 @@ GOALS = [
     ("spark", "AnatoMask's SparK", None),
     ("AnatoMask", "AnatoMask's SparK", None),
 ]
-Step = Callable[[], Any]
 
 
 def ours(method: str) -> Step | None:
@@ -60,99 +56,7 @@ def ours(method: str) -> Step | None:
     return lambda: learner.step(middle, key_B, batch)
 
 
-def selfmedmae(peers: Path) -> Step:
-    """Makes SelfMedMAE's step: MAE3D of `lib/models`, AdamW of its trainer, keep 25 %."""
-    sys.path[:0] = [str(peers / "SelfMedMAE"), str(peers / "SelfMedMAE" / "lib")]
-    from lib.models.mae3d import MAE3D
-    from lib.networks.mae_vit import MAEViTDecoder, MAEViTEncoder
-
-    args = SimpleNamespace(
-        input_size=96, patch_size=16, in_chans=1, mask_ratio=0.75, pos_embed_type="sincos", patchembed="PatchEmbed3D",
-        encoder_embed_dim=384, encoder_depth=12, encoder_num_heads=6,
-        decoder_embed_dim=384, decoder_depth=4, decoder_num_heads=6,
-    )  # fmt: skip
-    model = MAE3D(MAEViTEncoder, MAEViTDecoder, args).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    volume = torch.rand(SAMPLES, 1, 96, 96, 96)
-
-    def step() -> None:
-        loss = model(volume, return_image=False)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        loss.item()
-
-    return step
-
-
-def _stunet(folder: Path) -> tuple[nn.Module, nn.Module]:
-    """Builds the AnatoMask repository's sparse encoder and decoder at our size."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    from decoder3D import LightDecoder
-    from encoder3D import SparseEncoder
-    from STUNet_head import STUNet
-
-    pools, kernels = [[2, 2, 2]] * 4 + [[1, 1, 1]], [[3, 3, 3]] * 6
-    head = STUNet(1, 1, [1] * 6, [*DIMS, 128], pools, kernels, enable_deep_supervision=True)
-    encoder = SparseEncoder(head, input_size=(48, 48, 48), sbn=False)
-    return encoder, LightDecoder(encoder.downsample_ratio, sbn=False, width=128, out_channel=1)
-
-
-def official_spark(peers: Path) -> Step:
-    """Makes the AnatoMask repository's SparK step, as in its script of that name."""
-    encoder, decoder = _stunet(_scripts(peers))
-    from spark3D import SparK
-
-    model = SparK(encoder, decoder, mask_ratio=0.6, densify_norm="in").train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-5)
-    volume = torch.rand(SAMPLES, 1, 48, 48, 48)
-
-    def step() -> None:
-        loss = model(volume)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 12).item()
-        optimiser.step()
-        loss.item()
-
-    return step
-
-
-def official_anatomask(peers: Path) -> Step:
-    """Makes the official AnatoMask step in the middle of its run: teacher, mask, student, EMA, in that order."""
-    encoder, decoder = _stunet(_scripts(peers))
-    from AnatoMask import SparK
-    from timm.utils import ModelEma
-
-    model = SparK(encoder, decoder, mask_ratio=0.6, densify_norm="in").train()
-    teacher = ModelEma(model, decay=0.999, device=CPU, resume="")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-5)
-    volume, epochs = torch.rand(SAMPLES, 1, 48, 48, 48), 1000
-
-    def step() -> None:
-        shown = model.mask(SAMPLES, CPU)
-        with torch.no_grad():
-            target, painted = teacher.ema(volume, active_b1ff=shown)
-            hidden = shown.logical_not().int().view(SAMPLES, -1)
-            error = ((painted - target) ** 2).mean(dim=2) * hidden
-        chosen, _ = teacher.ema.generate_mask(error, guide=True, epoch=epochs // 2, total_epoch=epochs - 1)
-        loss, _ = model.forward_loss(*model(volume, active_b1ff=chosen), chosen)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 12).item()
-        optimiser.step()
-        teacher.update(model)
-        loss.item()
-
-    return step
-
-
-def _scripts(peers: Path) -> Path:
-    return peers / "AnatoMask" / "nnunetv2/training/nnUNetTrainer/variants/pretrain"
-
-
-def gather(peers: Path | None) -> tuple[dict[str, Step], dict[str, str]]:
+def gather(there: Path | None) -> tuple[dict[str, Step], dict[str, str]]:
     """Makes the steps of all arms that are there, and says why the others are not."""
     steps: dict[str, Step] = {}
     absent: dict[str, str] = {}
@@ -161,16 +65,18 @@ def gather(peers: Path | None) -> tuple[dict[str, Step], dict[str, str]]:
             steps[method] = step
         else:
             absent[method] = "not in this checkout"
-    for name, folder, make in (
-        ("SelfMedMAE", "SelfMedMAE", selfmedmae),
-        ("AnatoMask's SparK", "AnatoMask", official_spark),
-        ("AnatoMask", "AnatoMask", official_anatomask),
+    crops = dict.fromkeys(("AnatoMask's SparK", "AnatoMask"), peers.Size(CPU, SAMPLES, (48, 48, 48)))
+    crops["SelfMedMAE"] = peers.Size(CPU, SAMPLES, (96, 96, 96))
+    for name, repository, make in (
+        ("SelfMedMAE", "SelfMedMAE", peers.selfmedmae),
+        ("AnatoMask's SparK", "AnatoMask", peers.official_spark),
+        ("AnatoMask", "AnatoMask", peers.official_anatomask),
     ):
-        if peers is None or not (peers / folder).exists():
-            absent[name] = f"no checkout of {folder} below VOXPRIOR_PEERS"
+        if there is None or not (there / repository).exists():
+            absent[name] = f"no checkout of {repository} below VOXPRIOR_PEERS"
             continue
         try:
-            steps[name] = make(peers)
+            steps[name] = make(there, crops[name])
         except ImportError as error:
             absent[name] = f"its code does not import here: {error}"
     return steps, absent
@@ -194,8 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=arms.ROOT / "docs/results/benchmarks/steps_cpu.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    peers = Path(os.environ["VOXPRIOR_PEERS"]) if os.environ.get("VOXPRIOR_PEERS") else None
-    steps, absent = gather(peers)
+    steps, absent = gather(peers.folder())
     for name, reason in absent.items():
         print(f"{name}: {reason}", file=sys.stderr)
     flops = {}

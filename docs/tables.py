@@ -1,13 +1,15 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
-`performance.md` and `statistics.md` show JSON files of `benchmarks/`, `results.md` the tables that `voxprior compare`
-wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone.
+`performance.md`, `statistics.md` and `scale.md` show JSON files of `benchmarks/`, `results.md` the tables that
+`voxprior compare` wrote for a study. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a
+page is left alone.
 `--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 
 import argparse
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -58,46 +60,84 @@ def gpu() -> str:
 
 def predicted(told: dict[str, Any]) -> str:
     """One line per method and backbone; nothing of it was run."""
-    rows = [
-        [
-            arm["method"],
-            arm["backbone"],
-            str(arm["samples"]),
-            f"{arm['parameters'] / 1e6:.1f}",
-            f"{arm['flops'] / 1e12:.2f}",
-            f"{arm['memory_bytes'] / 2**30:.1f}",
-            f"{arm['ms']:.0f}" if arm["ms"] >= 10 else f"{arm['ms']:.1f}",
-        ]
-        for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"]))
+    rows = []
+    for arm in told["arms"]:
+        ways = [(name, arm[name]) for name in told["gpus"]]
+        compiled = [ways_of["bf16 compiled"] for _, ways_of in ways]
+        gib = [f"{arm[name] / 2**30:.1f}" for name in ("memory_bytes", "memory_bytes_recomputed")]
+        rows.append(
+            [
+                arm["method"],
+                arm["backbone"],
+                str(arm["samples"]),
+                f"{arm['flops'] / 1e12:.2f}",
+                " / ".join(gib),
+                " / ".join(short(way["ms"]) for way in compiled),
+                " / ".join(f"{way['mfu']:.0%}" for way in compiled),
+                " / ".join(f"{way['moving_share']:.0%}" for way in compiled),
+                f"{compiled[0]['views_share']:.1%}",
+                f"{ways[0][1]['bf16 eager']['ms'] / compiled[0]['ms']:.1f}",
+                f"{ways[0][1]['fp32 eager']['ms'] / compiled[0]['ms']:.1f}",
+            ]
+        )
+    names = " / ".join(told["gpus"])
+    head = [
+        "method",
+        "backbone",
+        "samples",
+        "TFLOP",
+        "GiB / recomputed",
+        f"ms, {names}",
+        "MFU",
+        "memory-bound",
+        "views",
     ]
-    head = ["method", "backbone", "samples a step", "million parameters", "TFLOP a step", "GiB", "ms a step"]
+    head += ["bf16 eager", "fp32 eager"]
+    assumed = told["assumed"]
+    launch = assumed["launch_s"]
     says = (
-        "**Predicted, not measured**: FLOPs and memory counted on the meta device, milliseconds at "
-        f"{told['mfu']:.0%} of {told['peak_tflops']:.0f} TFLOP/s."
+        f"**Predicted, not measured** (`benchmarks/roofline.py`): bfloat16, compiled; products at "
+        f"{assumed['products']:.0%} of the bfloat16 peak, bytes at {assumed['bandwidth']:.0%} of the bandwidth, "
+        f"{1e6 * launch['bf16 eager']:.0f} µs to launch a kernel as written and {1e6 * launch['bf16 compiled']:.0f} µs "
+        "compiled. Memory-bound: share of the step in kernels that wait for memory. Eager: times the compiled step, on "
+        f"{next(iter(told['gpus']))}."
     )
     return f"{table(head, rows)}\n\n{says}"
 
 
+def short(value: float) -> str:
+    """Writes milliseconds with two digits that matter."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def measured(told: dict[str, Any]) -> str:
-    """One line per method, backbone, precision and way of running."""
+    """One line per method, backbone and way of running; then what the authors' code took."""
     rows = []
     for arm in sorted(told["arms"], key=lambda arm: (arm["method"], arm["backbone"])):
-        for mode in arm["modes"]:
-            way = f"{mode['precision']} {'compiled' if mode['compiled'] else 'eager'}"
-            if "absent" in mode:
-                rows.append([arm["method"], arm["backbone"], way, mode["absent"], "", "", "", ""])
-                continue
-            share = ["" if mode[name] is None else f"{mode[name]:.0%}" for name in ("mfu", "busy")]
-            numbers = [f"{mode['ms']:.1f}", f"{mode['samples_per_second']:.0f}", *share]
-            memory = f"{mode['peak_memory_bytes'] / 2**30:.1f}"
-            rows.append([arm["method"], arm["backbone"], way, *numbers, memory, right(arm)])
-    head = ["method", "backbone", "way", "ms a step", "samples/s", "MFU", "device busy", "GiB", "numbers"]
-    return f"{table(head, rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+        for way, run in arm["ways"].items():
+            rows.append([arm["method"], arm["backbone"], way, *numbers(run), right(arm)])
+    for name, run in told.get("peers", {}).items():
+        method, way = name.split(" ")
+        rows.append([method, "the authors' code", way, *numbers(run), ""])
+    head = ["method", "backbone", "way", "ms a step", "from host", "samples/s", "MFU", "device busy", "kernels", "GiB"]
+    return f"{table([*head, 'numbers'], rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+
+
+def numbers(run: dict[str, Any]) -> list[str]:
+    """Writes one run's numbers, or why there are none."""
+    if "absent" in run:
+        return [run["absent"], "", "", "", "", "", ""]
+    share = ["" if run.get(name) is None else f"{run[name]:.0%}" for name in ("mfu", "busy")]
+    fed = f"{run['ms_from_host']:.1f}" if "ms_from_host" in run else ""
+    kernels = "" if run.get("launches") is None else str(run["launches"])
+    memory = f"{run['peak_memory_bytes'] / 2**30:.1f}"
+    return [f"{run['ms']:.1f}", fed, f"{run['samples_per_second']:.0f}", *share, kernels, memory]
 
 
 def right(arm: dict[str, Any]) -> str:
     """Says whether the arm's numbers were found right before it was timed."""
-    return "right" if arm["check"]["right"] else "not right"
+    check = arm["check"]
+    return "right" if check.get("right") else check.get("absent", "not right")
 
 
 def data() -> str:
@@ -344,7 +384,131 @@ def processes() -> str:
     return f"{table(head, rows)}\n\n{first['device']}, torch {first['torch']}, {first['date']}."
 
 
+def slurm() -> str:
+    """Runs on a Slurm of one node: one line per run of `slurm.json`."""
+    told = json.loads((RESULTS / "slurm.json").read_text(encoding="utf-8"))
+    rows = []
+    for run in told["runs"]:
+        jobs = run["jobs"]
+        tries = [f"{j['state']} after {j['seconds']} s ({j['limit']}, {j['memory']})" for j in jobs]
+        few = f"{len(jobs)} jobs, {sum(j['gpus'] > 0 for j in jobs)} of them with GPUs" if len(jobs) > 3 else ""
+        rows.append([run["what"], few or ", then ".join(tries), f"{run['seconds']} s"])
+    where = f"Slurm {told['slurm']}, Snakemake {told['snakemake']} with its Slurm plugin {told['plugin']}"
+    when = f"{where}, {told['cores']} shared cores, {told['date']}; the node was up after {told['up_s']} s."
+    return f"{table(['what', 'jobs (time limit, memory)', 'in all'], rows)}\n\n{when}"
+
+
+def plans() -> str:
+    """What Snakemake takes to plan and to run a study of 4,500 cells, from `dag_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "dag_cpu.json").read_text(encoding="utf-8"))
+    goal = told["goal"]
+    rows = []
+    for plan in told["plans"]:
+        ours = plan["study"]
+        what = f"{plan['cells']:,} fine-tunings: `snakemake -n`, {ours['jobs']:,} jobs"
+        memory = f"{ours['cpu_s']:.0f} s CPU, {ours['peak_bytes'] / 2**20:,.0f} MiB"
+        rows.append([what, memory, f"≤ {goal['wall_s']} s, ≤ {goal['peak_bytes'] / 2**30:.1f} GiB"])
+        for name, what, least in (
+            ("trivial", "against a trivial workflow with as many jobs", f"≤ {goal['ratio']}"),
+            ("furnished", "against one whose rules have logs, resources, ...", ""),
+        ):
+            if f"ratio_to_{name}" in plan:
+                rows.append([what, f"{plan[f'ratio_to_{name}']:.2f}", least])
+    for run in told["run"]:
+        for name in ("greedy", "ilp"):
+            what = f"{run['cards']:,} cards written, scheduler `{name}`: a job"
+            rows.append([what, f"{run[name]['ms_per_job']:.0f} ms CPU", f"≤ {goal['ms_per_job']} ms"])
+    seen = told["watch"]
+    what = f"`voxprior watch`, {seen['cells']:,} cells: a look, before any has begun"
+    rows.append([what, f"{seen['nothing_begun_ms']} ms CPU", ""])
+    where = f"{told['device']}, Snakemake {told['snakemake']}, {told['date']}"
+    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{where}, on a machine that was busy with other work."
+
+
+def growth() -> str:
+    """What a case costs at 1,000, 10,000 and 100,000 of them, from `growth_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for part in told["parts"]:
+        at = part["at"]
+        flat = f"{part['growth']:.1f}, {'flat' if part['flat'] else 'not flat'}"
+        costs = [f"{one['us_a_case']:,.0f}" for one in at]
+        rows.append([part["says"].rstrip("."), *costs, flat, f"{at[-1]['cpu_s']:.1f} s", f"{at[-1]['mib']:,.0f} MiB"])
+    counts = [f"{one['cases']:,} cases: µs a case" for one in told["parts"][0]["at"]]
+    head = ["what", *counts, "last / one before", "all, CPU", "memory"]
+    return f"{table(head, rows)}\n\n{told['device']}, {told['date']}."
+
+
+def shards() -> str:
+    """What a crop costs from a file, a shard and a server, from `growth_cpu.json`."""
+    told = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
+    names = {"index": "its own file", "shard": "a shard on the disk", "server": "a shard behind a web server"}
+    rows = []
+    for name, title in names.items():
+        one = told[name]
+        asked = [f"{one['requests']:.0f}", f"{one['bytes'] / 1e6:.1f} MB"] if one["requests"] else ["", ""]
+        rows.append([title, *asked, f"{one['cpu_ms']:.1f}", f"{one['cpu_ms'] / told['index']['cpu_ms']:.1f}"])
+    head = ["a crop of 96³ from", "requests", "bytes", "CPU ms", "against its own file"]
+    size = " x ".join(map(str, told["shape_zyx"]))
+    return (
+        f"{table(head, rows)}\n\nOf a volume of {size} voxels, {told['file_bytes'] / 1e6:.1f} MB packed; equal bit by "
+        "bit. Each crop opens its volume anew."
+    )
+
+
+COUNT, RAW_ZYX, MADE_ZYX = 100_000, (300, 512, 512), (250, 267, 267)  # 400 mm each way, to 1.5 mm
+CROPS = 100  # of each scan
+
+
+def paper() -> str:
+    """What 100,000 scans cost by what was measured for one."""
+    names = ("growth_cpu", "data_cpu", "large_cpu")
+    grown, told, large = (
+        json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text(encoding="utf-8")) for name in names
+    )
+    facts = {subject["name"]: subject["facts"] for subject in told["subjects"]}
+    raw, made, looked = math.prod(RAW_ZYX), math.prod(MADE_ZYX), grown["intake"]
+    scans = looked["file_bytes"] / math.prod(looked["shape_zyx"]) * raw * COUNT
+    cache = made * 4 * facts["cache: write"]["image alone / float32"] * COUNT
+    hours = {
+        "intake": looked["cpu_s"] / math.prod(looked["shape_zyx"]) * raw * COUNT / 3600,
+        "prepare": large["cpu_seconds"] / math.prod(large["shape_zyx"]) * raw * COUNT / 3600,
+    }
+    rows = [
+        ["scans as NIfTI, compressed", f"{scans / 1e12:.1f} TB"],
+        ["cache at 1.5 mm", f"{cache / 1e12:.1f} TB, {3 * COUNT:,} files, or {cache / 1e9:,.0f} shards of 1 GB"],
+        ["intake, every voxel", f"{hours['intake']:,.0f} core hours"],
+        ["prepare", f"{hours['prepare']:,.0f} core hours"],
+    ]
+    return table([f"{COUNT:,} scans of {' x '.join(map(str, RAW_ZYX))}", "costs"], rows)
+
+
+def feeding() -> str:
+    """What it takes to feed one GPU at the speed predicted for each method."""
+    read = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
+    told = json.loads((RESULTS / "benchmarks" / "gpu_predicted.json").read_text(encoding="utf-8"))
+    rows = []
+    for arm in sorted(told["arms"], key=lambda arm: arm["samples_per_second"]):
+        rate = arm["samples_per_second"]
+        cores = [f"{rate * read[name]['cpu_ms'] / 1000:,.1f}" for name in ("index", "server")]
+        hours = f"{COUNT * CROPS / rate / 3600:,.1f}"
+        rows.append(
+            [
+                arm["method"],
+                arm["backbone"],
+                f"{rate:,.0f}",
+                hours,
+                *cores,
+                f"{rate * read['server']['bytes'] / 1e9:,.1f}",
+            ]
+        )
+    head = ["method", "backbone", "samples/s", f"GPU hours for {CROPS} crops of each scan", "cores that read files",
+            "cores that read a server", "GB/s from it"]  # fmt: skip
+    return table(head, rows)
+
+
 PAGES = {
+    "cluster.md": {"slurm": slurm},
     "several-gpus.md": {"processes": processes},
     "performance.md": {
         "steps": steps,
@@ -356,6 +520,7 @@ PAGES = {
     },
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
+    "scale.md": {"plans": plans, "growth": growth, "shards": shards, "paper": paper, "feeding": feeding},
 }
 
 

@@ -238,14 +238,15 @@ def write_data(root: Path, chance: np.random.Generator, simulated: bool) -> None
 
 
 def write_study(
-    root: Path, simulated: bool = False, budgets=(1, 4), inits=None, leaks=None, pretrain_seeds=(0,)
+    root: Path, simulated: bool = False, budgets=(1, 4), inits=None, leaks=None, pretrain_seeds=(0,), files=None
 ) -> Path:
     """Writes a finished study below `root` and returns its results folder (relative paths count from `root`)."""
     chance = np.random.default_rng(0)
     results = root / "results"
     inits = inits or {"vit_tiny": ["scratch", "mae"], "stunet_tiny": ["scratch", "spark"]}
     config = resolved(results, simulated, list(budgets), inits)
-    config["study"]["pretrain"]["seeds"] = list(pretrain_seeds)
+    config["study"] |= {"pretrain": {"voxels": 10**7, "seeds": list(pretrain_seeds)}, "files": files or {}}
+    config["methods"] = {name: numbers for name, numbers in config["methods"].items() if name not in (files or {})}
     arms = [(backbone, init) for backbone, some in inits.items() for init in some]
     cells = [cell for arm in arms for cell in names.cells_of(config["study"] | {"split": {"budgets": budgets}}, *arm)]
     write(results / "config.json", config)

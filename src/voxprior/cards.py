@@ -71,6 +71,9 @@ class SplitCard(Strict):
 
     split: Split
     allow_leakage: bool = False
+    files: dict[Name, str] = Field(
+        default={}, exclude_if=lambda files: not files, description="SHA-256 of files of weights"
+    )
 
 
 class PretrainRun(PretrainBudget):
@@ -115,7 +118,9 @@ class FinetuneCard(Strict):
     recipe: FinetuneRecipe
     classes: list[ClassName]
     regions: list[list[Positive]] = Field(
-        [], exclude_if=lambda values: not values, description="values of each class, where some belong to several"
+        default=[],
+        exclude_if=lambda values: not values,
+        description="values of each class, where some belong to several",
     )
     steps: Positive
     batch_size: Positive
@@ -152,7 +157,7 @@ class ScoreCard(Strict):
     classes: list[ClassName]
     datasets: dict[Name, list[list[Positive]]]
     ignore: dict[Name, list[Positive]] = Field({}, exclude_if=lambda values: not values)
-    regions: list[list[Positive]] = Field([], exclude_if=lambda values: not values)  # as FinetuneCard's
+    regions: list[list[Positive]] = Field(default=[], exclude_if=lambda values: not values)  # as FinetuneCard's
     score: Score
 
 

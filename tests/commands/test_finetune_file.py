@@ -77,5 +77,7 @@ def test_an_encoder_of_other_channels_is_refused_or_made_to_fit(tiny_study, tmp_
 def test_other_voxel_sizes_are_told(tiny_study, tmp_path, model, capfd):
     _, about = read_weights(model, "")
     prepare = {**about["card"]["prepare"], "spacing_zyx_mm": [6, 6, 6]}
-    run(tiny_study, tmp_path, model, prepare=prepare)
-    assert "was trained on voxels of [3.0, 2.0, 2.0] mm, the study has [6.0, 6.0, 6.0] mm" in capfd.readouterr().err
+    report = run(tiny_study, tmp_path, model, prepare=prepare)
+    said = "was trained on voxels of 3 x 2 x 2 mm (Z Y X), the study has 6 x 6 x 6 mm"
+    assert said in capfd.readouterr().err
+    assert len(report["warnings"]) == 1 and said in report["warnings"][0]

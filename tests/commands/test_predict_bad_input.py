@@ -92,3 +92,13 @@ def test_the_only_scan_given_is_refused_as_anything_else_is(model, tmp_path):
     assert code == 2
     assert "is 2-D, not 3-D" in said
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_encoder_is_no_model(tmp_path):
+    from voxprior.commands import trained
+    from voxprior.errors import Refusal
+    from voxprior.nets.weights import write_weights
+
+    write_weights(tmp_path / "encoder.safetensors", {"a": torch.zeros(1)}, {"card": {}, "tensors": ["a"]})
+    with pytest.raises(Refusal, match=r"is an encoder, without a decoder: give the model.safetensors of a fine-tuning"):
+        trained.load(tmp_path / "encoder.safetensors")

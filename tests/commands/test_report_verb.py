@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import pandas
 import pytest
 
 from voxprior.commands import compare, report
@@ -261,14 +262,10 @@ ARMS = ["vit_tiny-scratch", "vit_tiny-mae", "stunet_tiny-scratch", "stunet_tiny-
 
 
 def test_an_encoder_that_came_as_a_file_has_no_pretraining_to_show(make_study):
-    results = make_study(inits={"vit_tiny": ["scratch", "mae", "others"]})
-    config = json.loads((results / "config.json").read_text())
-    config["study"]["files"] = {"others": {"path": "others.safetensors", "title": "Others' encoder"}}
-    config["methods"].pop("others")
-    (results / "config.json").write_text(json.dumps(config))
-    shutil.rmtree(results / "pretrain/vit_tiny/others")
+    files = {"others": {"path": "others.safetensors", "title": "Others' encoder"}}
+    results = make_study(inits={"vit_tiny": ["scratch", "mae", "others"]}, files=files)
     text = Page(render(results)).text
-    assert "Others' encoder with 1 label" in text or "Others' encoder (+0" in text
+    assert re.search(r"Others' encoder with \d labels? does what scratch needs", text)
     assert "Others' encoder on ViT, tiny loss from" not in text and "MAE3D on ViT, tiny loss from" in text
     assert "Others' encoder 48 of 48" in text  # what was loaded from it
 
@@ -281,3 +278,35 @@ def test_one_prediction_that_is_missing_leaves_the_others(make_study):
     text = Page(render(results)).text
     assert re.search(r"MAE3D: not shown, no prediction of case '00\d' by mae on vit_tiny is listed", text)
     assert re.search(r"From scratch: Dice 0\.\d{3}, mean over seeds", text)
+
+
+def test_pretraining_seeds_are_drawn_counted_and_said(page):
+    shown = page(pretrain_seeds=(0, 7), inits={"vit_tiny": ["scratch", "mae"]})
+    for said in [
+        "(2 pretraining seeds x 2 fine-tuning seeds; from scratch 2)",
+        "Loss of the first run; thin: its 1 other, of other seeds and folds.",
+        "and 2 seeds for every pretrained encoder",
+        "Pretraining of fold 0, seed 7",
+        "Pretraining seed",
+    ]:
+        assert said in shown.text, said
+    assert any(
+        "1 more run of other seeds and folds, faint, ending at" in image.get("aria-label", "") for image in shown.images
+    )
+    assert "pretrained once" not in shown.text
+
+
+def test_one_pretraining_is_said_to_be_one(page):
+    assert "Each method was pretrained once" in page(inits={"vit_tiny": ["scratch", "mae"]}).text
+
+
+@pytest.mark.parametrize(("table", "column"), [("curves", "excluded"), ("variance", "share"), ("contrasts", "cases")])
+def test_tables_of_another_version_are_refused_in_one_sentence(table, column, make_study):
+    results = make_study(inits={"vit_tiny": ["scratch", "mae"]})
+    compare.run(results / "cards/compare.json", results / "splits.json", results, results / "tables")
+    path = results / f"tables/{table}.csv"
+    pandas.read_csv(path, dtype=str, keep_default_na=False).drop(columns=column).to_csv(path, index=False)
+    with pytest.raises(
+        Refusal, match=rf"{table}\.csv has no column '{column}', another version wrote it: run 'compare'"
+    ):
+        report.run(results / "config.json", results, results / "report.html")

@@ -78,11 +78,14 @@ def test_runs_are_flat_tagged_and_carry_metrics_with_steps(study, store):
     client = MlflowClient(store)
     run = client.get_run(runs["finetune/vit_tiny/mae/budget4/fold0/pretrain0_seed1"])
     assert run.info.status == "FINISHED"
-    assert {key: run.data.tags[key] for key in ("study", "init", "backbone", "budget", "seed", "card_hash")} == {
+    assert {
+        key: run.data.tags[key] for key in ("study", "init", "backbone", "budget", "pretrain_seed", "seed", "card_hash")
+    } == {
         "study": "toy",
         "init": "mae",
         "backbone": "vit_tiny",
         "budget": "4",
+        "pretrain_seed": "0",
         "seed": "1",
         "card_hash": "c0ffee",
     }

@@ -12,6 +12,7 @@ from voxprior.data import layouts
 from voxprior.data.parts import parts_of
 from voxprior.data.trust import is_proven
 from voxprior.data.unpack import is_archive
+from voxprior.maths.regions import demand_paintable
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "config" / "datasets").glob("*.yaml")}
@@ -63,7 +64,10 @@ def test_overlaps_are_told_on_both_sides(name):
 def test_classes_are_told_apart(name):
     dataset = DATASETS[name]
     values = [value for listed in dataset.classes.values() for value in listed]
-    assert len(values) == len(set(values)) and all(dataset.classes.values())
+    plain = [value for name, listed in dataset.classes.items() if name not in dataset.regions for value in listed]
+    assert len(plain) == len(set(plain)) and all(dataset.classes.values())
+    assert len(values) == len(set(values)) or dataset.regions
+    demand_paintable(dataset.regions, [dataset.classes[name] for name in dataset.regions], name)
     if "{class}" in str(dataset.layout.labels):
         assert all(len(listed) == 1 and listed[0] <= 255 for listed in dataset.classes.values())
     assert bool(dataset.classes) == (dataset.layout.kind == "decathlon" or dataset.layout.labels is not None)

@@ -32,3 +32,13 @@ def test_the_modality_that_a_file_states(tmp_path):
     first = next(folder.iterdir())
     assert familiar.other_modality(first, "ct") is None
     assert familiar.other_modality(first, "mr") == "CT"
+
+
+def test_a_ct_is_far_from_what_a_model_of_mr_knows():
+    """No MR goes below -200, however its numbers are scaled."""
+    mr = {"all": {"p0.5": 0.0, "p99.5": 900.0}}
+    ct = np.linspace(-1000, 1500, 200)
+    assert familiar.is_far(ct, mr, "mr")
+    assert not familiar.is_far(np.linspace(0, 2000, 200), mr, "mr")
+    standardised = {"all": {"p0.5": -300.0, "p99.5": 900.0}}  # whose own training scans go below too
+    assert not familiar.is_far(ct, standardised, "mr")

@@ -35,17 +35,18 @@ def test_a_page_that_differs_is_found_and_mended(tables):
 
 
 def test_what_a_device_measured_becomes_a_table(tables, tmp_path, monkeypatch):
-    mode = {"precision": "bf16", "compiled": True, "ms": 12.34, "samples_per_second": 162.0, "mfu": 0.456, "busy": 0.98}
-    full = {"precision": "fp32", "compiled": False, "absent": "does not fit the device's memory"}
+    run = {"ms": 12.34, "ms_from_host": 12.5, "samples_per_second": 162.0, "mfu": 0.456, "busy": 0.98, "launches": 321}
     arm = {"method": "mae", "backbone": "vit_base", "check": {"right": True}}
-    arm["modes"] = [full, mode | {"peak_memory_bytes": 3 * 2**30}]
+    arm["ways"] = {"bf16 compiled": run | {"peak_memory_bytes": 3 * 2**30}, "fp32 eager": {"absent": "does not fit"}}
     told = {"device": "a GPU", "torch": "2.13.0", "date": "2026-11-21", "arms": [arm]}
+    told["peers"] = {"mae shipped": {"ms": 30.0, "samples_per_second": 5.0, "peak_memory_bytes": 2**30}}
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "gpu.json").write_text(json.dumps(told))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     text = tables.gpu()
-    assert "| mae | vit_base | bf16 compiled | 12.3 | 162 | 46% | 98% | 3.0 | right |" in text
-    assert "| mae | vit_base | fp32 eager | does not fit the device's memory |" in text
+    assert "| mae | vit_base | bf16 compiled | 12.3 | 12.5 | 162 | 46% | 98% | 321 | 3.0 | right |" in text
+    assert "| mae | vit_base | fp32 eager | does not fit |" in text
+    assert "| mae | the authors' code | shipped | 30.0 |  | 5 |  |  |  | 1.0 |  |" in text
     assert text.endswith("a GPU, torch 2.13.0, 2026-11-21.")
 
 

@@ -21,6 +21,7 @@ from voxprior.maths import augment
 from voxprior.maths.batch import Term
 from voxprior.methods import METHODS, load
 from voxprior.nets.backbones import Backbone
+from voxprior.segment import model as segment
 
 ROOT = Path(__file__).parents[2]
 VIT = {"patch_vox": 8, "width": 48, "depth": 3, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4}
@@ -78,6 +79,20 @@ def test_a_methods_step_never_waits_for_the_device(method, backbone):
             loss, _, _ = reduce_terms(model(model.views(batch, key_B), progress))
             loss.backward()
             model.after_step(progress, 100)
+    assert loss.device == META
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda there: there.name)
+def test_a_step_of_fine_tuning_never_waits_for_the_device(backbone):
+    config = segment.Config((32, 32, 32), ema=0.1)
+    with META:
+        model = segment.Model(config, backbone.segmenter(3, config.crop_vox))
+    batch, key_B = fake_batch(segment.region(config), 2)
+    batch["labels_BZYX"] = torch.ones(2, 32, 32, 32, dtype=torch.uint8, device=META)
+    with Made(), Copied():
+        loss, _, _ = reduce_terms(model(model.views(batch, key_B), 0.5))
+        loss.backward()
+        model.after_step(0.5, 100)
     assert loss.device == META
 
 

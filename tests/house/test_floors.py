@@ -102,7 +102,9 @@ def test_files_and_functions_stay_short(path):
             assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is longer than 60 lines"
             given = [a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
             # A verb's parameters are the options of a command, each with its name and its help.
-            assert len(given) <= 8 or path.parent.name == "cli", f"{node.name} has {len(given)} arguments"
+            # A Triton kernel takes sizes and pointers one by one: nothing else reaches a GPU.
+            flat = path.parent.name == "cli" or "triton.jit" in map(ast.unparse, node.decorator_list)
+            assert len(given) <= 8 or flat, f"{node.name} has {len(given)} arguments"
 
 
 def test_only_the_command_line_imports_commands():

@@ -59,3 +59,17 @@ def test_whatever_is_not_refused_survives_painting():
             union = regions.union(overlapping, number)
             assert np.array_equal(np.isin(painted_N, union), np.isin(file_N, of)), values
     assert kept > 10
+
+
+def test_cards_of_studies_whose_classes_exclude_one_another_do_not_mention_it():
+    from voxprior.cards import FinetuneCard, ScoreCard
+
+    assert "regions" not in ScoreCard(classes=["a"], datasets={}, score={}).model_dump(mode="json")
+    card = FinetuneCard(
+        init="scratch", backbone="b", family="cnn", architecture={}, recipe={"lr": 1}, classes=["a", "b"], steps=1,
+        batch_size=1, crop_vox=(8, 8, 8), foreground=0, precision="fp32", budget=1, fold=0, seed=0,
+        prepare={"spacing_zyx_mm": (1, 1, 1), "intensity": {"kind": "window", "low": 0, "high": 1}},
+    )  # fmt: skip
+    assert "regions" not in card.model_dump(mode="json")
+    assert card.outputs == 3
+    assert card.model_copy(update={"regions": [[1, 2], [2]]}).outputs == 2

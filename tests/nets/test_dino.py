@@ -63,7 +63,9 @@ def test_class_token_comes_first_and_is_learnt():
     patch, seen = noise(3, 8, 8), torch.tensor([[0, 5], [1, 2], [7, 3]])
     token = embedder.tokens(patch, (2, 2, 2), seen)
     assert token.shape == (3, 3, 12)
-    torch.testing.assert_close(embedder.anchors(patch, (2, 2, 2)), embedder.embed(embedder.tokens(patch, (2, 2, 2))[:, 0]))
+    torch.testing.assert_close(
+        embedder.anchors(patch, (2, 2, 2)), embedder.embed(embedder.tokens(patch, (2, 2, 2))[:, 0])
+    )
     embedder.anchors(patch, (2, 2, 2)).square().sum().backward()
     assert embedder.class_token_D.grad.abs().sum() > 0
     assert 0.005 < embedder.class_token_D.std() < 0.05

@@ -161,3 +161,19 @@ def test_bfloat16_keeps_the_residual_stream_in_float32():
         rough = encoder(noise(2, 24, 64), GRID)
     torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
     assert encoder.bfloat16()(noise(2, 24, 64).bfloat16(), GRID).dtype == torch.bfloat16
+
+
+def test_attention_is_asked_for_without_a_mask_and_at_widths_that_fused_kernels_take(monkeypatch):
+    asked = []
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*given, **named):
+        asked.append((len(given), named, given[0].shape[-1]))
+        return own(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    Block(768, 12)(torch.ones(1, 2, 768))
+    Block(576, 12)(torch.ones(1, 2, 576))  # GL-MAE's decoder
+    Block(384, 12)(torch.ones(1, 2, 384))  # MAE3D's
+    assert [(count, named) for count, named, _ in asked] == [(3, {})] * 3
+    assert [width % 8 for _, _, width in asked] == [0, 0, 0]

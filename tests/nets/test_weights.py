@@ -31,5 +31,6 @@ def test_what_is_no_safetensors_is_refused_in_one_sentence(tmp_path: Path, kind:
         path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(Refusal, match="cannot be read as safetensors") as refused:
         read_weights(path, "run the fine-tuning again")
+    assert ("it is a pickle, which may run code" in str(refused.value)) == (kind == "pickle")
     assert str(refused.value).startswith(str(path))
     assert str(refused.value).endswith(": run the fine-tuning again")

@@ -3,13 +3,13 @@
 # No munge, no accounting database, no cgroups; its GPUs are null devices. What it cannot show stands in docs/cluster.md.
 set -euo pipefail
 
-conf=/etc/slurm # fixed: sbatch drops SLURM_CONF from the environment of jobs, and they look here
+conf=/etc/slurm # fixed: the executor drops SLURM_CONF from the environment of jobs, and they look here
 
 down() {
     local daemon pid
     if [ -e "$1/slurmctld.pid" ]; then
-        scancel --user="$(id -un)" 2>/dev/null || true
-        for _ in $(seq 100); do [ -n "$(squeue --noheader 2>/dev/null)" ] || break; sleep 0.1; done
+        timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
+        for _ in $(seq 100); do [ -n "$(timeout 2 squeue --noheader 2>/dev/null)" ] || break; sleep 0.1; done
     fi
     for daemon in slurmd slurmctld; do
         pid=$(cat "$1/$daemon.pid" 2>/dev/null) || continue
@@ -25,6 +25,12 @@ down() {
 up() {
     local dir=$1 cpus=${2:-8} mem=${3:-8000} gpus=${4:-2} host gpu
     host=$(hostname -s)
+    # Links of a node that was killed and not taken down.
+    local before
+    before=$(dirname "$(readlink "$conf/slurm.conf" || true)")
+    if [ -L "$conf/slurm.conf" ] && ! kill -0 "$(cat "$before/slurmctld.pid" 2>/dev/null)" 2>/dev/null; then
+        rm -f "$conf/slurm.conf" "$conf/gres.conf"
+    fi
     if [ -e "$conf/slurm.conf" ]; then echo "$conf/slurm.conf exists: this machine has a Slurm" >&2; exit 3; fi
     mkdir -p "$dir"/{state,spool,log,dev} "$conf"
     for gpu in $(seq 0 $((gpus - 1))); do [ -e "$dir/dev/gpu$gpu" ] || mknod "$dir/dev/gpu$gpu" c 1 3; done
@@ -60,8 +66,6 @@ MinJobAge=3600
 KillWait=5
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/filetxt
-JobCompLoc=$dir/log/jobs.txt
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$mem Gres=gpu:toy:$gpus State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=1-00:00:00 DefMemPerCPU=500 State=UP
 CONF
@@ -70,8 +74,10 @@ CONF
     ln -s "$dir/slurm.conf" "$dir/gres.conf" "$conf/"
     slurmctld -i
     slurmd
+    for _ in $(seq 20); do [ -s "$dir/slurmctld.pid" ] && break || sleep 0.05; done
     for _ in $(seq 200); do
-        if [ "$(sinfo --noheader --format %T 2>/dev/null)" = idle ]; then return; fi
+        if [ "$(timeout 2 sinfo --noheader --format %T 2>/dev/null)" = idle ]; then return; fi
+        kill -0 "$(cat "$dir/slurmctld.pid")" 2>/dev/null || break
         sleep 0.05
     done
     tail "$dir"/log/*.log >&2

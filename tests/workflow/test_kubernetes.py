@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "workflow/profiles/kubernetes/job.sh"
 
-KUBECTL = '''
+KUBECTL = """
 import json, os, subprocess, sys, uuid, pathlib, yaml
 
 folder = pathlib.Path(os.environ["PODS"])
@@ -38,7 +38,7 @@ if verb == "create":
 elif verb == "get":
     code = (folder / f"{rest[1]}.code").read_text().split()[-1:]
     print({"": f"{rest[1]}//", "0": f"{rest[1]}/1/"}.get("".join(code), f"{rest[1]}//1"), end="")
-'''
+"""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def pods(tmp_path, monkeypatch):
     (tmp_path / "kubectl.py").write_text(KUBECTL)
     monkeypatch.setenv("PODS", str(folder))
     monkeypatch.setenv("KUBECTL", f"{sys.executable} {tmp_path / 'kubectl.py'}")
-    monkeypatch.setenv("VOXPRIOR_IMAGE", "registry.example/voxprior:0.1.0")
+    monkeypatch.setenv("VOXPRIOR_POD_IMAGE", "registry.example/voxprior:0.1.0")
     monkeypatch.setenv("VOXPRIOR_CLAIM", "scans")
     monkeypatch.setenv("VOXPRIOR_MOUNT", str(tmp_path.resolve()))
     return folder
@@ -136,6 +136,12 @@ def test_a_study_runs_through_the_profile(pods, tmp_path, write_study):
     limits = [job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] for job in sent]
     assert sum("nvidia.com/gpu" in limit for limit in limits) == 1, "four cells are one job on one GPU"
     assert max(int(limit["memory"].rstrip("M")) for limit in limits) == 16000, "and take turns"
+
+
+def test_nothing_runs_where_jobs_share_no_files(tmp_path, snakemake):
+    given = ["--configfile", str(ROOT / "config/config.yaml"), "--shared-fs-usage", "none"]
+    done = snakemake(tmp_path, "-n", *given)
+    assert done.returncode != 0 and "jobs share no files" in done.text
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])

@@ -56,7 +56,7 @@ def test_everything_is_there(finished):
     assert sum(report["placed_share"] == 1.0 for report in reports) == 6 * 4
     (prepared,) = {
         tuple(json.loads(path.read_text())["inputs"]["pool_sha256"])
-        for path in results.glob("pretrain/*/*/fold0/summary.json")
+        for path in results.glob("pretrain/*/*/fold0/seed0/summary.json")
     }
     assert prepared == (sha256((results / "prepared/archive/index.json").read_bytes()).hexdigest(),)
     scored = {row["dataset"] for row in csv.DictReader((results / "tables/scores.csv").read_text().splitlines())}

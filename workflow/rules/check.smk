@@ -8,6 +8,7 @@ VALUES = class_values(STUDY["dataset"])
 REGIONS = {"regions": VALUES} if len(set().union(*VALUES)) < sum(len(set(some)) for some in VALUES) else {}  # overlap
 SURE = {"confidence": True} if "calibration_error" in STUDY["score"]["metrics"] else {}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
+LEARNED = {"files": {name: file["sha256"] for name, file in FILES.items()}} if FILES else {}
 METHODS = RESOLVED["methods"]  # the inits that are pretrained here: neither scratch nor files
 CELL = "{backbone}/{init}/budget{budget}/fold{fold}/{network}"  # pretrain<p>_seed<s>, or seed<s> without a pretraining
 CELLS = [

@@ -139,7 +139,7 @@ def cell_name(cell):
 def all_cards():
     """Every run card of the study by its path below R/cards, without the ending."""
     cards = dict(card for name in DATASETS for card in dataset_cards(name))
-    cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")}
+    cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")} | LEARNED
     cards |= {f"pretrain/{PRETRAINING}".format(**run): pretrain_card(run) for run in PRETRAININGS}
     cards |= {f"finetune/{cell_name(cell)}": finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} | SURE for k in range(STUDY["split"]["folds"])}

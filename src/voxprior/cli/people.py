@@ -31,6 +31,20 @@ def fingerprint(of: Annotated[Path, typer.Option(help="fingerprint.json of a dat
 
 
 @app.command()
+def pack(
+    index: In,
+    shards: Annotated[str, typer.Option(help="where they go: a folder, or a URL such as s3://bucket/folder")],
+    output: Annotated[Path, typer.Option(help="the new index; the same path replaces the old one")],
+    root: Annotated[str | None, typer.Option(help="where they are read from, if by another URL")] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="size of a shard")] = 1000,
+) -> None:
+    """Pack a prepared dataset into shards that training reads by byte ranges: object storage, a web server, a disk."""
+    from voxprior.commands import pack as verb
+
+    verb.run(index, shards, output, root, shard_mb)
+
+
+@app.command()
 def cost(
     card: Annotated[Path | None, typer.Option(help="run card (JSON); or else", callback=there)] = None,
     method: Annotated[str | None, typer.Option(help="a file of config/methods, and")] = None,

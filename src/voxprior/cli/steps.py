@@ -73,11 +73,12 @@ def split(
     pool: Annotated[
         list[Path] | None, typer.Option(help="case tables that are only pretrained on", callback=there)
     ] = None,
+    file: Annotated[list[str] | None, typer.Option(help="a file of weights, as name=path")] = None,
 ) -> None:
     """Split patients into test, validation and nested label budgets; refuse scored cases that are learned from."""
     from voxprior.commands import split as verb
 
-    verb.run(card, index, cases, output, leakage, pool or [])
+    verb.run(card, index, cases, output, leakage, pool or [], file or [])
 
 
 @app.command()

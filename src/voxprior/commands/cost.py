@@ -84,9 +84,9 @@ def _card(path: Path) -> tuple[Any, Path]:
 
 def _named(method: str, backbone: str, preset: str) -> tuple[Any, Path]:
     """Fills in a card from the names, as the workflow does: (card, the method's file)."""
-    from voxprior.cards import PretrainCard
+    from voxprior.cards import PretrainCard, PretrainRun
     from voxprior.commands.named import numbers
-    from voxprior.configuration import Backbone, Pretrain
+    from voxprior.configuration import Backbone
     from voxprior.methods import METHODS, load
     from voxprior.strict import validated
 
@@ -101,6 +101,6 @@ def _named(method: str, backbone: str, preset: str) -> tuple[Any, Path]:
     card = PretrainCard(
         method=method, config=config.model_dump(), backbone=backbone, family=found.family,
         architecture=found.sizes.model_dump(), recipe=found.pretrain, fold=0,
-        pretrain=Pretrain(voxels=_VOXELS, batch_size=_BATCH_SIZE, precision="bf16"),
+        pretrain=PretrainRun(voxels=_VOXELS, batch_size=_BATCH_SIZE, precision="bf16"),
     )  # fmt: skip
     return card, where

@@ -64,7 +64,7 @@ def run(
         outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
     if here.rank:
         return
-    written = _write(output, model, card, plan, index, cases, report)
+    written = _write(output, model, card, index, {"card_hash": key, **_learned(index, cases, encoder)}, report)
     told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told, written)
 
@@ -128,7 +128,16 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
     return Watch(card.validations, measure, card.patience)
 
 
-def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: list[str], report: Any) -> list[str]:
+def _learned(index: Path, cases: list[str], encoder: Path | None) -> dict[str, Any]:
+    """Says what the model has learned from: its cases by name, and hashes of all scans, those of its encoder too."""
+    from voxprior.data.cache import read_index
+    from voxprior.data.seen import of_cases
+
+    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
+    return {"training_cases": hashes, "seen": of_cases([(index, cases)], labels=True, start=encoder).to_json()}
+
+
+def _write(output: Path, model: Any, card: Any, index: Path, about: dict[str, Any], report: Any) -> list[str]:
     """Writes the weights that are predicted with, averaged ones with the last beside them, and the load report.
 
     Returns:
@@ -141,9 +150,8 @@ def _write(output: Path, model: Any, card: Any, plan: Any, index: Path, cases: l
     from voxprior.whole import write_json
 
     content = card.model_dump(mode="json")
-    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
-    about = {"card": content, "card_hash": plan.card_hash, "classes": card.classes, "prepare": content["prepare"]}
-    about |= {"window": list(card.crop_vox), "versions": devices.versions(), "training_cases": hashes}
+    about = {"card": content, "classes": card.classes, "prepare": content["prepare"], **about}
+    about |= {"window": list(card.crop_vox), "versions": devices.versions()}
     about |= {"format": 1, "weights": "averaged" if card.ema else "last"}
     about |= {"regions": memberships(card.regions)} if card.regions else {}
     about |= {key: read_index(index).get(key) for key in ("data", "channels")}
@@ -224,11 +232,14 @@ def _take_file(path: Path, card: Any, network: Any, backbone: Any) -> dict[str, 
             f"{path} holds an encoder of {made_by.get('backbone', 'another backbone')} ({other}), which does not fit "
             f"{card.backbone}: fine-tune it on its own backbone"
         )
-    _warn_of_spacing(path, made_by, card)
+    warnings = _other_spacing(path, made_by, card)
+    for warning in warnings:
+        print(f"voxprior: warning: {warning}", file=sys.stderr)
     with torch.device("meta"):
         expected = list(backbone.encoder().state_dict())
     taking = Taking(str(path), expected, card.channels, card.init_file.channels, card.init_file.decoder)
-    return place_file(state, network, taking)
+    report = place_file(state, network, taking)
+    return report | ({"warnings": warnings} if warnings else {})
 
 
 def _other_sizes(made_by: dict[str, Any], card: Any) -> str:
@@ -241,12 +252,12 @@ def _other_sizes(made_by: dict[str, Any], card: Any) -> str:
     return ", ".join(f"{n} {theirs[n]} where the study has {ours[n]}" for n in names if theirs[n] != ours[n])
 
 
-def _warn_of_spacing(path: Path, made_by: dict[str, Any], card: Any) -> None:
+def _other_spacing(path: Path, made_by: dict[str, Any], card: Any) -> list[str]:
     """Says where a file was trained on voxels of another size: it fits all the same, and looks at another scale."""
     spacing_mm = (made_by.get("prepare") or {}).get("spacing_zyx_mm")
-    if spacing_mm and tuple(spacing_mm) != tuple(card.prepare.spacing_zyx_mm):
-        print(
-            f"voxprior: warning: {path} was trained on voxels of {list(spacing_mm)} mm, the study has "
-            f"{list(card.prepare.spacing_zyx_mm)} mm: its features see another scale",
-            file=sys.stderr,
-        )
+    if not spacing_mm or tuple(spacing_mm) == tuple(card.prepare.spacing_zyx_mm):
+        return []
+    theirs, ours = (" x ".join(f"{side:g}" for side in some) for some in (spacing_mm, card.prepare.spacing_zyx_mm))
+    return [
+        f"{path} was trained on voxels of {theirs} mm (Z Y X), the study has {ours} mm: its features see another scale"
+    ]

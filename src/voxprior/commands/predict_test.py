@@ -101,8 +101,8 @@ def _segment(
     image = volume.to_native(labels_ZYX, entry["grid"], entry["raw"])
     volume.write_image(image, files["file"])
     if "confidence" in files:
-        grids = (volume.Grid.from_json(entry[name]) for name in ("grid", "raw"))
-        export.write_shares(sure_ZYX, *grids, Path(files["confidence"]))
+        grid, raw = (volume.Grid.from_json(entry[name]) for name in ("grid", "raw"))
+        export.write_shares(sure_ZYX, grid, raw, Path(files["confidence"]))
     count_N = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(learned.classes) + 1)
     voxel_ml = math.prod(entry["raw"]["spacing_xyz_mm"]) / 1000.0
     overlapping = memberships(learned.regions)

@@ -57,14 +57,14 @@ def run(
             # On the CPU workers would take the cores that compute.
             workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), **group.share(),
         )  # fmt: skip
-        how: dict[str, Any] = {"rules": rules, "compiler": _compiler(compiled, where), "reads": reads}
+        how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
         plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
         before = _measures(model)
         outcome = train(model, lambda start: replace(stream, start_step=start), plan)
     if here.rank:
         return
     content = card.model_dump(mode="json")
-    _write_encoder(output / "encoder.safetensors", model, content, key)
+    _write_encoder(output / "encoder.safetensors", model, {"card": content, "card_hash": key}, [(index, pool), *others])
     first = next(iter(replace(stream, batch_size=_PICTURES, steps=1, rank=0, world_size=1)))
     _write_pictures(output / "pictures.npz", model, first, plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
@@ -170,6 +170,31 @@ def _compiler(asked: bool | None, where: Any) -> str | None:
     return "inductor" if asked or (asked is None and able) else None
 
 
+def _ways(card: Any, card_path: Path, compiled: bool | None, where: Any) -> dict[str, Any]:
+    """Chooses how the same numbers are computed: compiled or not, blocks once or twice."""
+    return {"compiler": _compiler(compiled, where), "recompute": _short_of_memory(card, card_path, where)}
+
+
+def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
+    """Tells whether blocks must be computed twice for a step to fit a GPU, and says so."""
+    import torch
+
+    from voxprior.engine import estimate
+
+    if where.type != "cuda":
+        return False
+    model, region, _ = build(card, card_path, on="meta")
+    asked, room = card.pretrain, torch.cuda.get_device_properties(where).total_memory
+    cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe_of(card, card_path))
+    if short := estimate.short_of(room, cost):
+        print(
+            f"voxprior: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks are "
+            "computed again in the backward pass, which takes a third longer",
+            file=sys.stderr,
+        )
+    return short
+
+
 def _measures(model: Any) -> dict[str, float]:
     """Asks the method what it measures about its network, if anything."""
     return dict(model.measures()) if hasattr(model, "measures") else {}
@@ -187,13 +212,14 @@ def _moved(model: Any, fresh: Any) -> dict[str, float]:
     return moved
 
 
-def _write_encoder(path: Path, model: Any, card: dict[str, Any], card_hash: str) -> None:
+def _write_encoder(path: Path, model: Any, about: dict[str, Any], learned: Sequence[Any]) -> None:
+    from voxprior.data.seen import of_cases
     from voxprior.engine.device import versions
     from voxprior.nets.weights import write_weights
 
     inherited = model.encoder_state() if hasattr(model, "encoder_state") else model.encoder.state_dict()
-    about = {"card": card, "card_hash": card_hash, "versions": versions(), "tensors": list(inherited)}
-    write_weights(path, inherited, about)
+    about = about | {"seen": of_cases(learned, labels=False).to_json(), "tensors": list(inherited)}
+    write_weights(path, inherited, about | {"versions": versions()})
 
 
 def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any]], plan: Any) -> None:

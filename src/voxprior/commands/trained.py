@@ -71,6 +71,8 @@ def load(path: Path) -> Trained:
         raise Refusal(f"{path} has format {about['format']} and this voxprior reads {FORMAT}: update voxprior")
     if "card" not in about:
         raise Refusal(f"{path} does not say which card it was trained by: {AGAIN}")
+    if "tensors" in about:
+        raise Refusal(f"{path} is an encoder, without a decoder: give the model.safetensors of a fine-tuning")
     card = validated(cards.FinetuneCard, json.dumps(about["card"]), f"{path}: its card", AGAIN)
     backbone = Backbone(card.backbone, card.family, card.architecture, card.channels)
     network = backbone.segmenter(card.outputs, card.crop_vox)

@@ -3,7 +3,7 @@
 One `.b2nd` (Blosc2) file per scan and one per label map; layout in `docs/formats.md`, "index". A random crop reads
 only the blocks that it touches. Blosc2 has no checksum, so the index holds each file's SHA-256. Opening a file checks
 it once per process, unless the file has the size and the time of change that it had when prepare wrote it: then it is
-not read through.
+not read through. `voxprior pack` puts the same arrays into shards, which `shards.py` reads by byte ranges.
 
 Axes: C channels, Z Y X voxels. Images are C Z Y X, one chunk per channel; label maps Z Y X.
 """
@@ -11,14 +11,15 @@ Axes: C channels, Z Y X voxels. Images are C Z Y X, one chunk per channel; label
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
 
+from voxprior.data import shards
 from voxprior.data.files import sha256_of, sha256_of_json
 from voxprior.errors import Refusal
 from voxprior.whole import whole
@@ -30,6 +31,8 @@ CHUNK_VOX = 64
 # one byte, and sorting them took four times as long as unpacking.
 PACKING = {"int16": (16, blosc2.Filter.SHUFFLE), "uint8": (32, blosc2.Filter.NOFILTER)}
 TICK_NS = 50_000_000  # file systems count time in steps; two changes within one may look like one
+OPEN = 256  # arrays kept open: each is a file handle, and many systems give a process 1,024
+AGAIN = "delete it and rerun 'prepare'"
 PLACES = 1024  # voxels remembered per class, for crops centred on a class without reading the label map
 
 Array = np.ndarray[Any, Any]
@@ -71,32 +74,88 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+class Entry(NamedTuple):
+    """What reading a case needs of its index entry: a fifth of the memory of all of it."""
+
+    image: str
+    image_sha256: str
+    label: str | None
+    label_sha256: str | None
+    shape_zyx: Zyx
+    spacing_zyx_mm: tuple[float, float, float]
+    class_voxels: bytes  # int64, per class
+    image_at: shards.Place | None
+    label_at: shards.Place | None
+
+
 def read_index(path: str | Path) -> dict[str, Any]:
     """Reads and checks `index.json` of a prepared dataset; read once per process while the file stays the same.
 
     Raises:
         Refusal: missing, not JSON, or of another format version.
     """
-    return _index(Path(path))[0]
+    return _read_index(*_state(path))
 
 
-def _index(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    if not path.is_file():
+def find_case(index_path: str | Path, case: str) -> tuple[dict[str, Any], Entry]:
+    """Finds a case: (what the index says of all cases, its entry).
+
+    Raises:
+        Refusal: as `read_index`; the index does not know the case.
+    """
+    about, cases = _read_cases(*_state(index_path))
+    if case not in cases:
+        raise Refusal(f"{index_path} has no case '{case}': rerun 'prepare' and 'split' for this dataset")
+    return about, cases[case]
+
+
+def _state(path: str | Path) -> tuple[str, tuple[int, ...]]:
+    if not Path(path).is_file():
         raise Refusal(f"{path} is missing: run 'prepare' for this dataset")
-    return _read_index(os.fspath(path), path.stat().st_mtime_ns)
+    return os.fspath(path), tuple(stamp(Path(path)))
 
 
 @functools.lru_cache(maxsize=16)
-def _read_index(path: str, changed: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Reads the index: (all of it, its cases by name)."""
+def _read_index(path: str, state: tuple[int, ...]) -> dict[str, Any]:
+    return _parsed(path, None)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_cases(path: str, state: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Reads what is needed to open cases, by name, and never holds the rest: each reading process has its own copy."""
+    content = _parsed(path, _slim)
+    return content, dict(content.pop("cases", []))
+
+
+def _slim(found: dict[str, Any]) -> Any:
+    """Makes less of a JSON object as soon as it is read."""
+    if "direction" in found:  # a grid
+        return None
+    if "image_sha256" not in found:
+        return found
+    image_at, label_at = (shards.Place(*found[key]) if found.get(key) else None for key in ("image_at", "label_at"))
+    return found["case"], Entry(
+        image=found["image"],
+        image_sha256=found["image_sha256"],
+        label=found["label"],
+        label_sha256=found["label_sha256"],
+        shape_zyx=tuple(found["shape_zyx"]),
+        spacing_zyx_mm=tuple(found["spacing_zyx_mm"]),
+        class_voxels=np.array(found["class_voxels"], np.int64).tobytes(),
+        image_at=image_at,
+        label_at=label_at,
+    )
+
+
+def _parsed(path: str, hook: Callable[[dict[str, Any]], Any] | None) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_hook=hook)
         version = content["format"]
     except (ValueError, KeyError, TypeError):
         raise Refusal(f"{path} is damaged: delete it and rerun 'prepare'") from None
     if version != FORMAT:
         raise Refusal(f"{path} has format {version} and this voxprior reads {FORMAT}: delete it and rerun 'prepare'")
-    return content, {entry["case"]: entry for entry in content.get("cases", [])}
+    return dict(content)
 
 
 def content_key(index_path: str | Path, cases: Sequence[str], *more: str | None) -> str:
@@ -136,7 +195,9 @@ class Case:
 
     def places(self, number: int) -> Array:
         """Lists up to 1024 voxels of a class, spread over all of it: (N, 3) int64."""
-        return np.frombuffer(self.label.schunk.vlmeta[f"places_{number}"], "<u2").reshape(-1, 3).astype(np.int64)
+        packed = isinstance(self.label, shards.Packed)
+        voxels = self.label.more(f"places_{number}") if packed else self.label.schunk.vlmeta[f"places_{number}"]
+        return np.frombuffer(voxels, "<u2").reshape(-1, 3).astype(np.int64)
 
 
 def _read_box(stored: Any, lo_zyx: Zyx, size_zyx: Zyx) -> tuple[Array, Zyx, Zyx]:
@@ -162,41 +223,50 @@ def open_case(index_path: str | Path, case: str) -> Case:
     Raises:
         Refusal: the index does not know the case; a file is missing, damaged, or made for another index.
     """
-    index_path = Path(index_path)
-    index, cases = _index(index_path)
-    entry = cases.get(case)
-    if entry is None:
-        raise Refusal(f"{index_path} has no case '{case}': rerun 'prepare' and 'split' for this dataset")
+    index, entry = find_case(index_path, case)
+    folder = Path(index_path).parent
     arrays = {}
-    for kind in ("image", "label"):
-        file = entry[kind]
-        path = index_path.parent / str(file)
-        changed = path.stat().st_mtime_ns if file and path.is_file() else 0
-        arrays[kind] = _open(os.fspath(path), case, entry[f"{kind}_sha256"], index["key"], changed) if file else None
+    for kind, file, sha256, place in (
+        ("image", entry.image, entry.image_sha256, entry.image_at),
+        ("label", entry.label, entry.label_sha256, entry.label_at),
+    ):
+        if place:
+            root = shards.root_of(index["shards"]["root"], folder)
+            arrays[kind] = shards.open_array(root, place, (FORMAT, index["key"]))
+        elif file:
+            path = os.fspath(folder / file)
+            changed = os.stat(path).st_mtime_ns if os.path.isfile(path) else 0
+            _check(path, case, str(sha256), changed)
+            arrays[kind] = _open(path, index["key"], changed)
     return Case(
         name=case,
+        image=arrays["image"],
+        label=arrays.get("label"),
         quantum=float(index["quantum"]),
-        spacing_zyx_mm=tuple(entry["spacing_zyx_mm"]),
-        shape_zyx=tuple(entry["shape_zyx"]),
-        class_voxels=tuple(entry["class_voxels"]),
-        **arrays,
+        spacing_zyx_mm=entry.spacing_zyx_mm,
+        shape_zyx=entry.shape_zyx,
+        class_voxels=tuple(np.frombuffer(entry.class_voxels, np.int64).tolist()),
     )
 
 
-@functools.lru_cache(maxsize=1024)
-def _open(path: str, case: str, sha256: str, key: str, changed: int) -> Any:
-    advice = "delete it and rerun 'prepare'"
+@functools.lru_cache(maxsize=1 << 16)
+def _check(path: str, case: str, sha256: str, changed: int) -> None:
+    """Checks a file against its hash; once per process, also where it is opened again."""
     if not Path(path).is_file():
         raise Refusal(f"{path} is missing: rerun 'prepare'")
     if not _untouched(Path(path), case, sha256) and sha256_of(path) != sha256:
-        raise Refusal(f"{path} is damaged or stale (its hash is not the index's): {advice}")
+        raise Refusal(f"{path} is damaged or stale (its hash is not the index's): {AGAIN}")
+
+
+@functools.lru_cache(maxsize=OPEN)
+def _open(path: str, key: str, changed: int) -> Any:
     try:
         stored = blosc2.open(path, mode="r", mmap_mode="r", dparams={"nthreads": 1})
         made_for = stored.schunk.meta["voxprior"]
     except (RuntimeError, ValueError, KeyError):
-        raise Refusal(f"{path} is no prepared array: {advice}") from None
+        raise Refusal(f"{path} is no prepared array: {AGAIN}") from None
     if made_for != {"format": FORMAT, "key": key}:
-        raise Refusal(f"{path} was prepared with another card or format: {advice}")
+        raise Refusal(f"{path} was prepared with another card or format: {AGAIN}")
     return stored
 
 

@@ -13,6 +13,7 @@ MODALITIES = {"CT": "ct", "MR": "mr"}
 # How far the ends of a scan's range may lie from those of the training scans, in widths of their range. HU mean the
 # same everywhere, and a CT without air around it still passes; units of MR differ several times between scanners.
 FAR = {"ct": 0.4, "mr": 4.0, "other": 4.0}
+AIR_HU = -200  # of all modalities only CT goes below; as `survey.AIR_HU`
 
 
 def is_far(values: Sequence[float], training: Mapping[str, Any], modality: str) -> bool:
@@ -32,7 +33,9 @@ def is_far(values: Sequence[float], training: Mapping[str, Any], modality: str) 
     here = np.percentile(np.asarray(values), (0.5, 99.5))
     # A range many times too narrow is as strange as one that lies elsewhere.
     narrow = (here[1] - here[0]) * 20 < high - low
-    return bool(np.abs(here - (low, high)).max() > FAR.get(modality, FAR["other"]) * max(high - low, 1e-9) or narrow)
+    ct = here[0] < AIR_HU <= low
+    far = np.abs(here - (low, high)).max() > FAR.get(modality, FAR["other"]) * max(high - low, 1e-9)
+    return bool(far or narrow or ct)
 
 
 def other_modality(first_slice: Path, modality: str) -> str | None:

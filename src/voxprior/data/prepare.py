@@ -98,11 +98,16 @@ def prepare_case(row: dict[str, str], folder: Path, recipe: Recipe) -> dict[str,
     source = sha256_of_json([cache.FORMAT, QUANTUM, recipe.key, files, label])
     entry = _finished(sidecar, source, folder)
     if entry is not None:
-        return entry | {key: row[key] for key in ("patient", "person")}  # known better by now, perhaps
+        return entry | _told(row)  # known better by now, perhaps
     entry = _make(row, folder, recipe)
     stamps = {entry[kind]: cache.stamp(folder / entry[kind]) for kind in ("image", "label") if entry[kind]}
     write_json(sidecar, {"source": source, "entry": entry, "stamps": stamps})
-    return entry
+    return entry | _told(row)
+
+
+def _told(row: dict[str, str]) -> dict[str, str]:
+    """Copies what the index tells of a case and no array depends on."""
+    return {key: row[key] for key in ("patient", "person", "twin_sha256") if key in row}
 
 
 def _finished(sidecar: Path, source: str, folder: Path) -> dict[str, Any] | None:

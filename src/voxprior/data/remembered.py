@@ -11,6 +11,7 @@ from typing import IO, Any
 from voxprior.data.files import sha256_of_json
 from voxprior.whole import add_line, parse_lines
 
+KEY = b'{"key": "'  # what `keep` begins a line with
 VERSION = 2  # raised when a case's row, its measures or what is refused changes
 
 
@@ -49,7 +50,8 @@ class Memory:
         if place is None or self._file is None:
             return None
         self._file.seek(place)
-        return next((line["kept"] for line in parse_lines(self._file.readline().decode(errors="replace"))), None)
+        lines = parse_lines(self._file.readline().decode(errors="replace"))
+        return next((line["kept"] for line in lines if line.get("key") == key), None)
 
     def keep(self, key: str | None, kept: Any) -> None:
         """Adds a line."""
@@ -58,10 +60,9 @@ class Memory:
 
 
 def _places(file: IO[bytes]) -> Iterator[tuple[str, int]]:
-    """Yields (key, where its line begins) of the lines that are whole."""
+    """Yields (key, where its line begins); the rest of a line is read where it is asked for, and may prove torn."""
     place = 0
     for line in file:
-        for content in parse_lines(line.decode(errors="replace")):
-            if {"key", "kept"} <= content.keys():
-                yield content["key"], place
+        if line.startswith(KEY):
+            yield line[len(KEY) :].partition(b'"')[0].decode(errors="replace"), place
         place += len(line)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from voxprior.engine.flops import counter
-from voxprior.engine.recompute import watchers
+from voxprior.engine.recompute import around, watchers
 from voxprior.engine.step import Recipe, parameter_groups, reduce_terms
 from voxprior.maths.batch import Batch
 from voxprior.maths.boxes import Region
@@ -148,8 +148,9 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
             loss, _, _ = reduce_terms(model(views, 0.5))
         watchers.remove(keep)
         saved_bytes = sum(saved.values())
-        with _AsOnAGpu(precision == "bf16"):  # for what is computed again; `loss.backward()` would leave the mode first
-            torch.autograd.backward(loss)
+        around.append(lambda: _AsOnAGpu(precision == "bf16"))
+        loss.backward()
+        around.clear()
     trained = [parameter for group in parameter_groups(model, recipe) for parameter in group["params"]]
     seen = [view for view in views if isinstance(view, Tensor)]
     teacher = getattr(model, "teacher", nn.Module())

@@ -4,8 +4,8 @@ A third more computing for a fraction of the memory; the numbers are the same, f
 and recomputing runs under the autocast of the first time.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 from voxprior.engine.flops import uncounted
 
+watchers: list[Callable[[Tensor], object]] = []  # are shown what blocks keep: torch's own hooks do not see it
+around: list[Callable[[], AbstractContextManager[Any]]] = []  # what the first computing was in, other than autocast
+
+
+@contextmanager
+def _repeating() -> Iterator[None]:
+    """Work that is only repeated is no useful work, and is not counted (`engine/flops.py`)."""
+    with ExitStack() as stack:
+        for make in (uncounted, *around):
+            stack.enter_context(make())
+        yield
+
 
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Work that is only repeated is no useful work, and is not counted (`engine/flops.py`)."""
-    return nullcontext(), uncounted()
-
-
-watchers: list[Callable[[Tensor], object]] = []  # are shown what blocks keep: torch's own hooks do not see it
+    return nullcontext(), _repeating()
 
 
 def _again(forward: Callable[..., Any]) -> Callable[..., Any]:

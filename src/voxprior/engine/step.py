@@ -182,8 +182,9 @@ def compile_networks(model: nn.Module, backend: str) -> None:
 
     The networks and not the model: what a method decides between them, from `progress` or from a count that follows
     it, is Python that changes from step to step, and every change would compile the model again. Networks see tensors
-    of a few fixed shapes. Names of parameters stay as they are. `graphs`: inductor, and each network is replayed as one
-    CUDA graph, for steps so small that launching their kernels takes longer than running them.
+    of a few fixed shapes. Parts without weights are compiled where they say `compiled = True`. Names of parameters stay
+    as they are. `graphs`: inductor, and each network is replayed as one CUDA graph, for steps so small that launching
+    their kernels takes longer than running them.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     if backend == GRAPHS:
@@ -191,7 +192,7 @@ def compile_networks(model: nn.Module, backend: str) -> None:
     for name, part in model.named_children():
         if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
             compile_networks(part, backend)
-        elif any(True for _ in part.parameters()):
+        elif any(True for _ in part.parameters()) or getattr(part, "compiled", False):
             part.forward = torch.compile(_own(part.forward, name), **how)
 
 
@@ -233,8 +234,7 @@ class Learner:
         key_B, batch = self.upload(key_B, batch)
         if self.plan.compiler == GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad():
-            views = self.model.views(batch, key_B)
+        views = self.views(key_B, batch)
         if step in self.plan.counted_steps:
             # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
             # are not counted: how many samples an augmentation works on depends on the device.
@@ -253,6 +253,11 @@ class Learner:
             raise Refusal(
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
+
+    def views(self, key_B: Tensor, batch: Batch) -> Any:
+        """Makes what the step sees, from a batch on the device."""
+        with torch.no_grad():
+            return self.model.views(batch, key_B)
 
     def _set_rates(self, step: int) -> None:
         """Gives each group its rate. One that joins later has a cycle of its own in what is left of the run."""

@@ -1,6 +1,6 @@
 """`crops.cut` for GPUs in one pass: a Triton kernel that reads the stored region and writes views, and nothing between.
 
-Matrix products over whole axes are what a CPU does best, but on a GPU they would be float32 products over a whole region
+Matrix products over whole axes are what a CPU does best; on a GPU they would be float32 products over a whole region
 for every view: 0.43 TFLOP for GL-MAE's ten views of 320^3 voxels, a third of the step (docs/performance.md). The
 filter of an output voxel touches a few voxels a side, and those alone are read here.
 

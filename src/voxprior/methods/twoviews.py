@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxprior.maths import intensity, pairs
 from voxprior.maths.augment import draw_flips
@@ -118,7 +118,7 @@ def suits(
     )
 
 
-def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor) -> Views:
+def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor, change: nn.Module) -> Views:
     """Draws a pair of overlapping boxes, cuts and mirrors them, and changes the intensities of each on its own.
 
     Args:
@@ -126,6 +126,7 @@ def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor) -
         batch: of the loader.
         key_B: keys.
         side_3: `side_of(config)` on the batch's device.
+        change: `Change(config)`, of the model, which is compiled with it.
     """
     lo_B3, hi_B3 = batch["valid_lo_B3"], batch["valid_hi_B3"]
     side_B3 = side_3.expand(len(key_B), 3)
@@ -137,7 +138,7 @@ def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor) -
     of = batch["region_BCZYX"], pair.lo_BV3, pair.hi_BV3, config.view_vox
     volume_BVCZYX = cut(*of, lo_B3, hi_B3, flipped_BV3, batch["quantum_B"])
     view_V = torch.arange(2, device=key_B.device)
-    changed_BCZYX = change(config, volume_BVCZYX.flatten(0, 1), mix(mix(key_B)[:, None] + view_V).flatten())
+    changed_BCZYX = change(volume_BVCZYX.flatten(0, 1), mix(mix(key_B)[:, None] + view_V).flatten())
     shared = pairs.overlap_box(pair.lo_BV3, pair.hi_BV3, lo_B3, hi_B3)
     volume_BVCZYX = changed_BCZYX.unflatten(0, (-1, 2))
     return Views(volume_BVCZYX, pair.lo_BV3, pair.hi_BV3, flipped_BV3, *shared, pair.fallback_B, key_B)
@@ -151,11 +152,25 @@ def side_of(config: ViewConfig) -> Tensor:
     return torch.tensor(config.view_mm or config.view_vox, dtype=torch.float64)
 
 
-def change(config: ViewConfig, volume_BCZYX: Tensor, key_B: Tensor) -> Tensor:
-    """Adds noise, blurs, changes brightness and gamma, each with its own probability, in this order."""
-    variance = config.noise_variance * config.intensity_deviation**2
-    volume_BCZYX = intensity.noise(volume_BCZYX, key_B, config.noise, variance)
-    volume_BCZYX = intensity.blur(volume_BCZYX, key_B, config.blur, config.blur_vox)
-    factor, zero = config.brightness_factor, config.intensity_mean
-    volume_BCZYX = intensity.brightness(volume_BCZYX, key_B, config.brightness, factor, zero)
-    return intensity.gamma(volume_BCZYX, key_B, config.gamma, config.gamma_power)
+class Change(nn.Module):
+    """Adds noise, blurs, changes brightness and gamma, each with its own probability, in this order.
+
+    A module, so that it is compiled with the networks: on a GPU it is some hundred passes over the views otherwise, a
+    third of a step of ViT-B, most of them the integers that the noise is counted from.
+    """
+
+    compiled = True
+
+    def __init__(self, config: ViewConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, volume_BCZYX: Tensor, key_B: Tensor) -> Tensor:
+        """Returns the changed views."""
+        config = self.config
+        variance = config.noise_variance * config.intensity_deviation**2
+        volume_BCZYX = intensity.noise(volume_BCZYX, key_B, config.noise, variance)
+        volume_BCZYX = intensity.blur(volume_BCZYX, key_B, config.blur, config.blur_vox)
+        factor, zero = config.brightness_factor, config.intensity_mean
+        volume_BCZYX = intensity.brightness(volume_BCZYX, key_B, config.brightness, factor, zero)
+        return intensity.gamma(volume_BCZYX, key_B, config.gamma, config.gamma_power)

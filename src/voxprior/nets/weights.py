@@ -43,4 +43,15 @@ def read_weights(path: Path, advice: str) -> tuple[dict[str, Tensor], dict[str, 
             about = json.loads((file.metadata() or {}).get("voxprior", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise Refusal(f"{path} cannot be read as safetensors ({error}): {advice}") from None
+        reason = "it is a pickle, which may run code and is not opened" if _is_pickle(path) else error
+        raise Refusal(f"{path} cannot be read as safetensors ({reason}): {advice}") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    """Tells a pickle, or torch's archive of one, by the first bytes of a file that is no safetensors."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(4)
+    except OSError:
+        return False
+    return first == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05")

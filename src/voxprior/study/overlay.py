@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 HEIGHT_IN, DPI, MOST_NAMED = 3.6, 110, 24
+FINE = 400  # dots along a plane's longer side: of small scans, so that an outline is thinner than a voxel
 FILL = 0.35  # of a class's colour inside; its outline has all of it
 NAMES = ("axial", "coronal", "sagittal")
 
@@ -52,7 +53,9 @@ def draw(image_ZYX: Array, white: float, labels_ZYX: Array, spacing_zyx_mm: Zyx,
     figure.set_facecolor("white")
     for place, axes in enumerate(figure.subplots(1, 3, width_ratios=widths)):
         (grey, ids), (down_mm, right_mm) = planes[place], steps[place]
-        axes.imshow(_coloured(grey / white, ids), aspect=down_mm / right_mm, interpolation="nearest")
+        times = max(1, FINE // max(ids.shape))
+        large, of_large = (array.repeat(times, 0).repeat(times, 1) for array in (grey, ids))
+        axes.imshow(_coloured(large / white, of_large), aspect=down_mm / right_mm, interpolation="nearest")
         axes.set_title(f"{NAMES[place]}, slice {places[place] + 1} of {labels_ZYX.shape[place]}", fontsize=8)
         axes.set_axis_off()
     named = [Patch(color=colour(n), label=classes[n - 1].replace("_", " ")) for n in shown[:MOST_NAMED]]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from voxprior.study import cells, facts, figures, gather, headline, lineage, looks, trainings, wording
+from voxprior.errors import Refusal
+from voxprior.study import cells, dictionary, facts, figures, gather, headline, lineage, looks, trainings, wording
 from voxprior.study.backbone import Backbone
 from voxprior.study.compare import stamp_of
 from voxprior.study.drawn import Drawn, data_url
@@ -123,10 +124,10 @@ def _render(context: dict[str, Any]) -> str:
 
 
 def read_tables(results: Path) -> dict[str, pd.DataFrame | None]:
-    """Reads the tables of a study; of an older one some are None, and columns that it lacks are empty.
+    """Reads the tables of a study; of an older one some are None, and verdicts that it lacks are empty.
 
     Raises:
-        Refusal: curves or contrasts are missing.
+        Refusal: curves or contrasts are missing, or a table lacks a column that no older version did without.
     """
     tables: dict[str, pd.DataFrame | None] = {
         name: gather.read_statistics(results / "tables" / f"{name}.csv") for name in TABLES
@@ -140,6 +141,13 @@ def read_tables(results: Path) -> dict[str, pd.DataFrame | None]:
         contrasts[name] = math.nan
     if "verdict" not in contrasts:
         contrasts["verdict"] = ""
+    for name, table in tables.items():
+        lacking = [] if table is None else [column for column in dictionary.TABLES[name] if column not in table]
+        if lacking:
+            raise Refusal(
+                f"{results / 'tables' / name}.csv has no column '{lacking[0]}', another version wrote it: run "
+                "'compare' again"
+            )
     return tables
 
 

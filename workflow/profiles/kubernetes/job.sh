@@ -4,13 +4,13 @@
 #   job.sh status ID                                         prints running, success or failed
 #   job.sh run SCRIPT                                        what the pod does
 #   job.sh ID...                                             cancels
-# VOXPRIOR_IMAGE and VOXPRIOR_CLAIM are asked for; VOXPRIOR_MOUNT (/shared), VOXPRIOR_NAMESPACE (default) may be set.
+# VOXPRIOR_POD_IMAGE and VOXPRIOR_CLAIM are asked for; VOXPRIOR_MOUNT (/shared), VOXPRIOR_NAMESPACE (default) may be set.
 set -euo pipefail
 kubectl=(${KUBECTL:-kubectl} --namespace "${VOXPRIOR_NAMESPACE:-default}")
 
 submit() {
     local name=$1 threads=$2 mem_mb=$3 minutes=$4 gpus=$5 script=$6 limits
-    local image=${VOXPRIOR_IMAGE:?names the image that holds voxprior} claim=${VOXPRIOR_CLAIM:?names the volume claim}
+    local image=${VOXPRIOR_POD_IMAGE:?names the image that holds voxprior} claim=${VOXPRIOR_CLAIM:?names the volume claim}
     local mount=${VOXPRIOR_MOUNT:-/shared} here
     here=$(pwd -P)
     if [[ $here/ != "$mount"/* ]]; then
