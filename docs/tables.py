@@ -379,6 +379,29 @@ def joined(values: set[str]) -> str:
     return ", ".join(sorted(values, key=int))
 
 
+def processes() -> str:
+    """Runs of several processes beside one: one line per arm of `processes_*.json`."""
+    kinds = ("processes_cpu", "processes_double_cpu", "processes_shard_cpu")
+    paths = {kind: RESULTS / "benchmarks" / f"{kind}.json" for kind in kinds}
+    told = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in paths.items() if path.exists()}
+    arms = {kind: {arm["arm"]: arm for arm in some["arms"]} for kind, some in told.items()}
+    columns = [
+        ("2 processes", "processes_cpu", "processes", "2"),
+        ("4 processes", "processes_cpu", "processes", "4"),
+        ("resumed by 1", "processes_cpu", "resumed", "1"),
+        ("resumed by 4", "processes_cpu", "resumed", "4"),
+        ("2, double precision", "processes_double_cpu", "processes", "2"),
+        ("2, divided", "processes_shard_cpu", "processes", "2"),
+    ]
+    rows = []
+    for name in arms["processes_cpu"]:
+        found = [arms.get(kind, {}).get(name, {}).get(part, {}).get(count) for _, kind, part, count in columns]
+        rows.append([name.replace("_", ", "), *(f"{one['loss']:.0e}" if one else "" for one in found)])
+    first = told["processes_cpu"]
+    head = ["arm", *(title for title, *_ in columns)]
+    return f"{table(head, rows)}\n\n{first['device']}, torch {first['torch']}, {first['date']}."
+
+
 def slurm() -> str:
     """Runs on a Slurm of one node: one line per run of `slurm.json`."""
     told = json.loads((RESULTS / "slurm.json").read_text(encoding="utf-8"))
@@ -504,6 +527,7 @@ def feeding() -> str:
 
 PAGES = {
     "cluster.md": {"slurm": slurm},
+    "several-gpus.md": {"processes": processes},
     "performance.md": {
         "steps": steps,
         "gpu": gpu,

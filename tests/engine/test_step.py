@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from voxprior.configuration import Recipe
+from voxprior.engine import group as processes
 from voxprior.engine import step
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
@@ -238,16 +239,30 @@ def test_terms_add_as_weighted_means_and_an_empty_one_is_0():
     assert a.grad.tolist() == [0.5, 0.5]
 
 
+class Line(nn.Module):
+    """A sum of squares of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, data, progress):
+        return {"a": Term((self.weight * data).pow(2).sum(), torch.tensor(len(data)), 0.5)}
+
+
 def _one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    weight = torch.tensor([2.0], requires_grad=True)
     data = torch.arange(1.0, 4.0)[slice(0, 1) if rank == 0 else slice(1, 3)]
-    loss, values, _ = step.reduce_terms({"a": Term((weight * data).pow(2).sum(), torch.tensor(len(data)), 0.5)})
-    loss.backward()
-    step._sum_gradients([nn.Parameter(weight)])
-    total = weight.grad.clone()
-    dist.all_reduce(total)
-    torch.save((values, total), f"{folder}/{rank}.pt")
+    gradients = []
+    for overlapping in (False, True):
+        line = step.Reduced(Line())
+        called = processes.summing(line, all_used=True) if overlapping else line
+        loss, values, _ = called(data, 0.0)
+        loss.backward()
+        if not overlapping:
+            assert processes.add_gradients(list(line.parameters()))
+        gradients.append(line.model.weight.grad.clone())
+    torch.save((values, gradients), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -257,9 +272,10 @@ def test_two_processes_with_unequal_counts_give_one_process_loss_and_gradient(tm
     loss = 0.5 * (weight * torch.arange(1.0, 4.0)).pow(2).mean()
     loss.backward()
     for rank in (0, 1):
-        values, gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        values, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(values, torch.stack([loss.detach(), 2 * loss.detach()]))
-        torch.testing.assert_close(gradient, weight.grad)
+        for gradient in gradients:
+            torch.testing.assert_close(gradient, weight.grad)
 
 
 # ------------------------------------------------------------------------------------------------------------ FLOPs

@@ -31,4 +31,5 @@ rule finetune:
         "Fine-tune {wildcards.backbone} from {wildcards.init} with {wildcards.budget} labelled cases"
     shell:
         "voxprior finetune --card {input.card} --index {input.index} --splits {input.splits} {params.encoder}"
-        " --output {params.folder} --work work/{params.folder} --threads {threads} > {log} 2>&1"
+        " --output {params.folder} --work work/{params.folder} --threads {threads} --processes {resources.gpu}"
+        " > {log} 2>&1"

@@ -27,4 +27,5 @@ rule pretrain:
         "Pretrain {wildcards.init} on {wildcards.backbone}, without labels"
     shell:
         "voxprior pretrain --card {input.card} {params.index} --splits {input.splits}"
-        " --output {params.folder} --work work/{params.folder} --threads {threads} > {log} 2>&1"
+        " --output {params.folder} --work work/{params.folder} --threads {threads} --processes {resources.gpu}"
+        " > {log} 2>&1"

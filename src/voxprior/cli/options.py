@@ -19,7 +19,7 @@ class Verbs(typer.core.TyperGroup):
         if args[0] == "pretrain" and "--dry-run" in args:
             kept, rest = ["cost"], iter(args[1:])
             for word in rest:
-                if word in ("--index", "--splits", "--output", "--work", "--threads", "--device"):
+                if word in ("--index", "--splits", "--output", "--work", "--threads", "--device", "--processes"):
                     next(rest, None)
                 elif word not in ("--dry-run", "--compile", "--no-compile"):
                     kept.append(word)
@@ -48,3 +48,4 @@ Output = Annotated[Path, typer.Option(help="what is written, by rename, when all
 Work = Annotated[Path, typer.Option(help="folder for the state that an interrupted run resumes from")]
 Threads = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Processes = Annotated[int, typer.Option(min=0, help="that share each batch, one per GPU; 0 and 1: this one alone")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from voxprior.cli.options import Card, Device, In, Output, Threads, Work, app, there
+from voxprior.cli.options import Card, Device, In, Output, Processes, Threads, Work, app, there
 
 
 @app.command()
@@ -91,10 +91,13 @@ def pretrain(
     threads: Threads = 1,
     device: Device = "auto",
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="default: on CUDA")] = None,
+    processes: Processes = 1,
 ) -> None:
     """Pretrain one method without labels; with --dry-run only say what it would cost (see cost --help)."""
+    from voxprior.commands import launch
     from voxprior.commands import pretrain as verb
 
+    launch.run(processes)
     verb.run(card, index, splits, output, work, threads, device, compiled)
 
 
@@ -108,10 +111,13 @@ def finetune(
     encoder: Annotated[Path | None, typer.Option(callback=there)] = None,
     threads: Threads = 1,
     device: Device = "auto",
+    processes: Processes = 1,
 ) -> None:
     """Train a segmentation network on one label budget, from a pretrained encoder or from scratch."""
     from voxprior.commands import finetune as verb
+    from voxprior.commands import launch
 
+    launch.run(processes)
     verb.run(card, index, splits, output, work, encoder, threads, device)
 
 

@@ -1,6 +1,7 @@
 """`voxprior finetune`: a segmentation network on one label budget, from a pretrained encoder or from scratch."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def run(
 ) -> None:
     """Fine-tunes and writes `model.safetensors`, `load_report.json`, journal, clock and `summary.json` into `output`.
 
+    One of several processes, as the environment says, takes its share of each batch; the first of them writes.
+
     Raises:
         Refusal: the encoder does not belong to the card or does not fit, the budget is not in the splits, or the loss
             is not finite.
@@ -29,9 +32,8 @@ def run(
     from voxprior import cards
     from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
-    from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import kept, summary
+    from voxprior.engine import group, kept, summary
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
@@ -47,26 +49,36 @@ def run(
     key, reads = cards.card_hash(card), content_key(index, cases, inputs["encoder_sha256"], seen)
     if not card.ema:
         (output / "last.safetensors").unlink(missing_ok=True)  # of an earlier run
-    if kept.give_back(output, work, key, reads):
+    with group.joined(where) as here:
+        if group.first_says(lambda: kept.give_back(output, work, key, reads)):
+            return
+        network, report = _build(card, card_path, encoder)
+        if here.rank == 0:
+            print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
+        config = _config(card)
+        model, region = segment.Model(config, network), segment.region(config)
+        batches = partial(_batches, card, index, cases, region, where.type == "cuda", threads // here.local_size)
+        name = f"finetune {card.init}"
+        rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
+        plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
+        outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
+    if here.rank:
         return
-    network, report = _build(card, card_path, encoder)
-    print(f"{card.init} on {card.backbone}: {loaded(report)}", file=sys.stderr)
-    config = _config(card)
-    model, region = segment.Model(config, network), segment.region(config)
-
-    def batches(start: int, cuda: bool = where.type == "cuda") -> Any:
-        return regions(
-            index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
-            workers="auto" if cuda else 0, cores=threads, pin=cuda, labels=True, foreground=card.foreground,
-        )  # fmt: skip
-
-    name = f"finetune {card.init}"
-    rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
-    plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
-    outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
     written = _write(output, model, card, index, {"card_hash": key, **_learned(index, cases, encoder)}, report)
     told = summary.summarise("finetune", card.model_dump(mode="json"), plan, outcome, model, card.batch_size, inputs)
     summary.publish(output, plan, told, written)
+
+
+def _batches(card: Any, index: Path, cases: list[str], region: Any, cuda: bool, cores: int, start: int) -> Any:
+    """Makes the stream of this process's labelled crops from step `start` on."""
+    from voxprior.data.loaders import regions
+    from voxprior.engine import group
+
+    return regions(
+        index, cases, region, seed=card.seed, batch_size=card.batch_size, steps=card.steps, start_step=start,
+        workers="auto" if cuda else 0, cores=max(1, cores), pin=cuda, labels=True, foreground=card.foreground,
+        **group.share(),
+    )  # fmt: skip
 
 
 def _config(card: Any) -> Any:
@@ -87,6 +99,7 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
         Refusal: a run is to end early by patients that are not there.
     """
     from voxprior.data.loaders import regions
+    from voxprior.engine import group
     from voxprior.engine.device import autocast
     from voxprior.engine.loop import Watch
     from voxprior.segment.model import crop_dice
@@ -106,7 +119,7 @@ def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) ->
             steps = -(-crops // card.batch_size)
             found = regions(
                 index, cases, region, seed=0, batch_size=card.batch_size, steps=steps, labels=True,
-                foreground=card.foreground,
+                foreground=card.foreground, **group.share(),
             )  # fmt: skip
             kept.extend(batch for _, _, batch in found)
         with autocast(where, card.precision):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def run(
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
     `indexes`: the study's own dataset first, then those that are only pretrained on, all of their cases.
-    `compiled`: whether torch compiles the networks; None: on CUDA, where it can.
+    `compiled`: whether torch compiles the networks; None: on CUDA, where it can. One of several processes, as the
+    environment says, takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
@@ -34,7 +36,7 @@ def run(
     from voxprior.data.cache import content_key
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import kept, summary
+    from voxprior.engine import group, kept, summary
     from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
     from voxprior.engine.step import Plan
@@ -43,29 +45,28 @@ def run(
     where = devices.pick(device, threads)
     index, pool, others = _pool(indexes, splits, card.fold)
     key, reads = cards.card_hash(card), content_key(index, pool, *(content_key(*other) for other in others))
-    if kept.give_back(output, work, key, reads):
-        return
-    model, region, rules = build(card, card_path)
-    for path, cases in ((index, pool), *others):
-        _check_sizes(card, path, cases)
-    recipe, size = recipe_of(card, card_path), card.pretrain.batch_size
-    steps = steps_for(card.pretrain.voxels, size, model.student_voxels)
-    workers: Any = "auto" if where.type == "cuda" else 0  # on the CPU they would take the cores that compute
-
-    def batches(start: int, size: int = size, steps: int = steps) -> Any:
-        seed, pin = card.pretrain.seed, where.type == "cuda"
-        return regions(
-            index, pool, region, seed=seed, batch_size=size, steps=steps, start_step=start, workers=workers,
-            cores=threads, pin=pin, others=others,
+    size, cuda = card.pretrain.batch_size, where.type == "cuda"
+    with group.joined(where) as here:
+        if group.first_says(lambda: kept.give_back(output, work, key, reads)):
+            return
+        model, region, rules = build(card, card_path)
+        _check_sizes(card, ((index, pool), *others))
+        recipe, steps = recipe_of(card, card_path), steps_for(card.pretrain.voxels, size, model.student_voxels)
+        stream = regions(
+            index, pool, region, seed=card.pretrain.seed, batch_size=size, steps=steps, pin=cuda, others=others,
+            # On the CPU workers would take the cores that compute.
+            workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), **group.share(),
         )  # fmt: skip
-
-    how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
-    plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
-    before = _measures(model)
-    outcome = train(model, batches, plan)
+        how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
+        plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
+        before = _measures(model)
+        outcome = train(model, lambda start: replace(stream, start_step=start), plan)
+    if here.rank:
+        return
     content = card.model_dump(mode="json")
     _write_encoder(output / "encoder.safetensors", model, {"card": content, "card_hash": key}, [(index, pool), *others])
-    _write_pictures(output / "pictures.npz", model, next(iter(batches(0, size=_PICTURES, steps=1))), plan)
+    first = next(iter(replace(stream, batch_size=_PICTURES, steps=1, rank=0, world_size=1)))
+    _write_pictures(output / "pictures.npz", model, first, plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
     told |= {"measured": {"start": before, "end": _measures(model)}, "moved": _moved(model, build(card, card_path)[0])}
@@ -95,8 +96,13 @@ def _inputs(indexes: list[Path], splits: Path) -> dict[str, Any]:
     return {"index_sha256": own, "pool_sha256": others, "splits_sha256": sha256_of(splits), "encoder_sha256": None}
 
 
-def _check_sizes(card: Any, index: Path, pool: Sequence[str]) -> None:
-    """Refuses a pool whose volumes the method cannot use, before the first step."""
+def _check_sizes(card: Any, pools: Sequence[tuple[Path, Sequence[str]]]) -> None:
+    """Refuses pools whose volumes the method cannot use, before the first step."""
+    for index, pool in pools:
+        _check_size(card, index, pool)
+
+
+def _check_size(card: Any, index: Path, pool: Sequence[str]) -> None:
     from voxprior import methods
     from voxprior.data.cache import read_index
     from voxprior.nets.backbones import Backbone

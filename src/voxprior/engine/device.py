@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from voxprior.engine import members
 from voxprior.errors import Refusal
 
 # Words of the name that the driver gives -> TFLOP/s in bfloat16 and in float32. The first that fits counts.
@@ -45,17 +46,21 @@ def pick(name: str, threads: int) -> torch.device:
 
     Args:
         name: auto (CUDA where there is one), cpu, cuda or cuda:<n>.
-        threads: what the job was given; two threads beside a busy neighbour are slower than one.
+        threads: what the job was given on this machine, shared by its processes here; two threads beside a busy
+            neighbour are slower than one.
 
     Raises:
-        Refusal: CUDA is asked for and not there.
+        Refusal: CUDA is asked for and not there, or there are fewer GPUs than processes.
     """
     if name != "auto" and name.split(":")[0] not in ("cpu", "cuda"):
         raise Refusal(f"device {name!r} is not known: choose auto, cpu or cuda")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Refusal(f"device {name} is asked for but torch {torch.__version__} sees none: use --device cpu")
     device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
-    torch.set_num_threads(threads)
+    here = members.found()
+    if device.type == "cuda" and here.size > 1:
+        device = _own_gpu(device, here)
+    torch.set_num_threads(max(1, threads // here.local_size))
     if torch.get_num_interop_threads() != 1:
         # Can be set once per process only, before any parallel work; nothing here runs operations side by side.
         with suppress(RuntimeError):
@@ -70,6 +75,21 @@ def pick(name: str, threads: int) -> torch.device:
         torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, costly
     torch.backends.cudnn.benchmark = False
+    return device
+
+
+def _own_gpu(device: torch.device, here: members.Member) -> torch.device:
+    """Chooses the GPU of one of several processes: each has its own."""
+    seen = torch.cuda.device_count()
+    if seen == 1 and {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"} & os.environ.keys():
+        return torch.device("cuda", 0)  # srun shows each task its own
+    if device.index is not None or seen < here.local_size:
+        raise Refusal(
+            f"{here.local_size} processes on this machine need a GPU each, and --device {device} and the driver show "
+            f"{1 if device.index is not None else seen}: start as many processes as there are GPUs, or use --device cpu"
+        )
+    device = torch.device("cuda", here.local_rank)
+    torch.cuda.set_device(device)
     return device
 
 

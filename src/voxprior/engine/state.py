@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from voxprior.engine.journal import Damaged
+from voxprior.errors import Refusal
 from voxprior.whole import whole
 
 State = dict[str, Any]
@@ -90,6 +91,19 @@ def candidates(folder: Path, key: str, device: torch.device) -> Iterator[tuple[i
             yield _read(path, key, device)
         except Damaged as damage:
             print(f"voxprior: {damage}: it is not used", file=sys.stderr)
+
+
+def of_step(folder: Path, step: int, device: torch.device) -> State:
+    """Reads the state of a step that another process has found good.
+
+    Raises:
+        Refusal: it is not there.
+    """
+    for path in _newest_first(folder):
+        if path.name.startswith(f"state-{step:012d}-"):
+            content: State = torch.load(path, map_location=device, weights_only=True)["content"]
+            return content
+    raise Refusal(f"{folder} has no state of step {step} for this process: give --work a folder that all machines see")
 
 
 def forget(folder: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from voxprior.engine import group as processes
+from voxprior.engine import shards
 from voxprior.engine.device import Upload, autocast
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
@@ -150,11 +152,16 @@ def reduce_terms(terms: Mapping[str, Term]) -> tuple[Tensor, Tensor, list[str]]:
     return add(sums * inverse), torch.cat([add(means)[None], means]), list(terms)
 
 
-def _sum_gradients(parameters: list[nn.Parameter]) -> None:
-    if dist.is_initialized():
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+class Reduced(nn.Module):
+    """A model with its terms reduced: what several processes call as one module, whose output is the loss itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, views: Any, progress: float) -> tuple[Tensor, Tensor, list[str]]:
+        """Returns what `reduce_terms` makes of the model's terms."""
+        return reduce_terms(self.model(views, progress))
 
 
 def _own(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -190,19 +197,25 @@ def compile_networks(model: nn.Module, backend: str) -> None:
 
 
 class Learner:
-    """A model and its optimiser on their device: takes steps."""
+    """A model and its optimiser on their device: takes steps, with those of the other processes where there are any."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.model: Any = model.to(plan.device).train()  # with the contract's methods, which nn.Module lacks
+        self.divided = shards.wanted(model)
+        model = shards.copy_of(model, plan.device) if self.divided else model.to(plan.device)
+        self.model: Any = model.train()  # with the contract's methods, which nn.Module lacks
         self.plan = plan
-        if plan.device.type == "cpu" and plan.precision == "fp32":
+        if plan.device.type == "cpu" and plan.precision == "fp32" and not self.divided:
             # Channels beside one another in memory: 5 to 30 % off a convolutional step in float32. In bfloat16 the same
-            # costs up to half a step more, and on a GPU it was not measured.
+            # costs up to half a step more, and on a GPU it was not measured. FSDP2 divides no such weights.
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.reduced: nn.Module = Reduced(model)
+        if self.divided:
+            shards.divide(self.reduced, plan.device)
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.rate = 0.0  # of what learns in the ordinary way
-        self.flops = 0  # of the costliest step that was counted
+        self.flops = 0  # of the costliest step that was counted, over all processes
+        self.member = processes.member()
         # The first step with a loss or gradient that is not finite; on the device, read where the loss is read.
         self.broken = torch.full((), -1, dtype=torch.int64, device=plan.device)
         self.upload = Upload(plan.device)
@@ -227,7 +240,7 @@ class Learner:
             # are not counted: how many samples an augmentation works on depends on the device.
             with counter() as counted, torch.compiler.set_stance("force_eager"):
                 values = self._learn(step, views)
-            self.flops = max(self.flops, counted.get_total_flops())
+            self.flops = max(self.flops, counted.get_total_flops() * self.member.size)
             return values
         if self.plan.compiler is None:
             return self._learn(step, views)
@@ -263,12 +276,17 @@ class Learner:
         model, plan, at = self.model, self.plan, progress_of(step, self.plan.total_steps)
         self._set_rates(step)
         with autocast(plan.device, plan.precision):
-            loss, values, names = reduce_terms(model(views, at))
+            loss, values, names = self.reduced(views, at)
         loss.backward()
-        _sum_gradients(self.parameters)
+        first = self.member.size > 1 and not self.divided and isinstance(self.reduced, Reduced)
+        all_used = first and processes.add_gradients(self.parameters)
         norm = self._clip()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if first:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)  # those that join later belong to it too
+            self.reduced = processes.summing(self.reduced, all_used)
         model.after_step(at, plan.total_steps)
         bad = ~torch.isfinite(values[0] + norm) & (self.broken < 0)
         self.broken.masked_fill_(bad, step)
@@ -277,5 +295,8 @@ class Learner:
     def _clip(self) -> Tensor:
         """Shortens the gradient to the recipe's length, if it has one; returns its norm before."""
         if self.plan.recipe.clip is None:
-            return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
-        return nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
+        whole: Any = norm
+        return whole.full_tensor() if shards.is_part(norm) else norm

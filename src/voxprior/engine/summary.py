@@ -41,6 +41,8 @@ def summarise(
         "voxels_seen": outcome.steps * samples * int(model.student_voxels),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "seconds": outcome.seconds,
+        "processes": outcome.processes,
+        "device_seconds": outcome.device_seconds,
         "peak_memory_bytes": devices.peak_memory_bytes(plan.device),
         "device": devices.describe(plan.device),
         "versions": devices.versions(),

@@ -41,6 +41,7 @@ from voxprior.maths.schedules import cosine, momentum_from_half_life
 from voxprior.methods.contract import Batch, Term
 from voxprior.methods.twoviews import Change, ViewConfig, Views, parent, side_of, suits, two_views
 from voxprior.nets.backbones import Backbone
+from voxprior.nets.batchnorm import of_all_processes
 from voxprior.nets.features import feature_map, stages, stride_of, trained_state, width_of
 from voxprior.nets.heads import Head, Norm
 
@@ -168,13 +169,15 @@ def global_consistency(
 
 @torch.no_grad()
 def monitors(projection_BVC: Tensor, views: Views) -> dict[str, Term]:
-    """Watches for collapse and for pairs that do not overlap as they should; over processes, the mean of each one's.
+    """Watches for collapse and for pairs that do not overlap as they should.
+
+    A process may hold a single sample, whose two views are alike in any network: the vectors of all are looked at.
 
     Args:
         projection_BVC: vectors of the student, (B, V, ..., C).
         views: the pairs.
     """
-    vector_RC = projection_BVC.detach().flatten(0, -2)
+    vector_RC = of_all_processes(projection_BVC.flatten(0, -2))
     one, samples = vector_RC.new_ones((), dtype=torch.float32), views.fallback_B.new_ones(views.fallback_B.shape).sum()
     overlap_B = pairs.iou(views.lo_BV3, views.hi_BV3)
     return {

@@ -33,6 +33,16 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return _SumOverProcesses.apply(value) if dist.is_initialized() else value
 
 
+@torch.no_grad()
+def of_all_processes(value_RC: Tensor) -> Tensor:
+    """Lists the rows of all processes, which must have equally many, without a gradient."""
+    if not dist.is_initialized():
+        return value_RC.detach()
+    rows_RC = value_RC.new_empty(len(value_RC) * dist.get_world_size(), value_RC.shape[1])
+    dist.all_gather_into_tensor(rows_RC, value_RC.detach().contiguous())
+    return rows_RC
+
+
 class BatchStatistics(nn.Module):
     """Normalises each channel by mean and biased variance over the rows of all processes, in float32.
 

@@ -27,6 +27,7 @@ from voxprior.maths.batch import Batch, Term, volume_from
 from voxprior.maths.boxes import Region
 from voxprior.maths.ema import follow
 from voxprior.maths.schedules import momentum_from_half_life
+from voxprior.nets.batchnorm import sum_over_processes
 
 SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither map costs nothing
 SPATIAL = augment.Spatial(turn_degrees=15.0, scale_by=1.2)
@@ -230,7 +231,7 @@ def crop_dice(model: Model, batches: Sequence[Batch]) -> dict[str, float]:
             there, said = labels[:, None] == number, found[:, None] == number
         counts = counts + torch.stack([part.sum((0, 2, 3, 4)) for part in (there & said, there, said)]).double()
     network.train()
-    overlap_K, there_K, said_K = counts
+    overlap_K, there_K, said_K = sum_over_processes(counts)  # each has its share of the crops
     held_K = there_K > 0
     if not bool(held_K.any()):
         return {}

@@ -94,7 +94,10 @@ def runs(results: Path, study: dict[str, Any]) -> pd.DataFrame:
         for cell in cells_of(study, backbone, init):
             place = gather.cell_folder(results, cell)
             rows.append({**cell, "folder": place, **gather.read_json(place / "summary.json")})
-    return pd.DataFrame(rows).astype({"pretrain_seed": "Int64", "seed": "Int64"})
+    table = pd.DataFrame(rows).astype({"pretrain_seed": "Int64", "seed": "Int64"})
+    # A run of several processes took as many devices for its time; older summaries do not say.
+    own = table["device_seconds"] if "device_seconds" in table else float("nan")
+    return table.assign(device_seconds=own).assign(device_seconds=lambda t: t["device_seconds"].fillna(t["seconds"]))
 
 
 def costs(table: pd.DataFrame) -> Rows:
@@ -106,7 +109,7 @@ def costs(table: pd.DataFrame) -> Rows:
     for (stage, backbone, init, budget), some in table.groupby(["stage", "backbone", "init", "budget"], sort=False):
         row = {"stage": stage, "backbone": backbone, "init": init, "budget": budget, "runs": len(some)}
         row |= {name: some[name].mean() for name in ("seconds", "voxels_seen", "flops", "energy_joules")}
-        row |= {"hours": some["seconds"].sum() / 3600, "memory": some["peak_memory_bytes"].max()}
+        row |= {"hours": some["device_seconds"].sum() / 3600, "memory": some["peak_memory_bytes"].max()}
         row["no_energy"] = bool(some["energy_joules"].isna().all())
         rows.append(row | {"device": ", ".join(sorted(set(some["device"])))})
     return rows
@@ -115,7 +118,7 @@ def costs(table: pd.DataFrame) -> Rows:
 def device_hours(table: pd.DataFrame) -> dict[str, float]:
     """Adds up training time by kind of device: {"GPU": hours, "CPU": hours}."""
     on_cpu = table["device"].str.lower().str.startswith("cpu")
-    hours = table["seconds"] / 3600
+    hours = table["device_seconds"] / 3600
     return {"GPU": float(hours[~on_cpu].sum()), "CPU": float(hours[on_cpu].sum())}
 
 
@@ -125,7 +128,7 @@ def pretraining_hours(table: pd.DataFrame) -> dict[str, dict[str, tuple[float, s
     rows = table[table["stage"] == "pretrain"]
     for (backbone, init), some in rows.groupby(["backbone", "init"], sort=False):
         kind = "CPU" if some["device"].str.lower().str.startswith("cpu").all() else "GPU"
-        found.setdefault(str(backbone), {})[str(init)] = (float(some["seconds"].mean()) / 3600, kind)
+        found.setdefault(str(backbone), {})[str(init)] = (float(some["device_seconds"].mean()) / 3600, kind)
     return found
 
 
