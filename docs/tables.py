@@ -1,7 +1,8 @@
 """Writes the tables of the docs from the files that commands made: `python docs/tables.py`.
 
 `results.md` shows the tables that `voxprior compare` wrote for a study, the other pages JSON files of `benchmarks/` and
-of tests. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone. `--check` writes nothing and ends with code 1 where a page and its files differ.
+of tests. A table stands between `<!-- <name> -->` and `<!-- end -->`; everything else on a page is left alone.
+`--check` writes nothing and ends with code 1 where a page and its files differ.
 """
 
 import argparse
@@ -506,8 +507,8 @@ def feeding() -> str:
     read = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
     told = json.loads((RESULTS / "benchmarks" / "gpu_predicted.json").read_text(encoding="utf-8"))
     rows = []
-    for arm in sorted(told["arms"], key=lambda arm: arm["samples_per_second"]):
-        rate = arm["samples_per_second"]
+    rates = [(1000 * arm["samples"] / arm["H200"]["bf16 compiled"]["ms"], arm) for arm in told["arms"]]
+    for rate, arm in sorted(rates, key=lambda pair: pair[0]):
         cores = [f"{rate * read[name]['cpu_ms'] / 1000:,.1f}" for name in ("index", "server")]
         hours = f"{COUNT * CROPS / rate / 3600:,.1f}"
         rows.append(

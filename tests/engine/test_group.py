@@ -17,6 +17,7 @@ def test_one_process_agrees_with_itself_and_says_what_it_says():
         assert group.agree("SIGTERM", False) == ("SIGTERM", False)
         assert group.agree(None, True) == (None, True)
         assert group.first_says(lambda: "mine") == "mine"
+        assert [group.added(2.5), group.added(None)] == [2.5, None]
         assert not group.was_lost(RuntimeError("gloo"))
 
 
@@ -27,6 +28,7 @@ def _one_of_two(rank: int, folder: str) -> None:
         said = [here.rank, group.share(), group.first_says(lambda: {"asked": rank})]
         said.append(group.agree("SIGUSR1" if rank == 1 else None, rank == 1))  # only process 0 says when to save
         said.append(group.agree(None, rank == 0))
+        said.append([group.added(rank + 1.5), group.added(None if rank else 1.0)])
     assert not dist.is_initialized()
     torch.save(said, f"{folder}/{rank}.pt")
 
@@ -34,12 +36,13 @@ def _one_of_two(rank: int, folder: str) -> None:
 def test_a_signal_to_any_process_is_all_processes_and_the_first_says_when_to_save(tmp_path):
     torch.multiprocessing.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
-        own, share, said, stop, save = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        own, share, said, stop, save, sums = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert own == rank
         assert share == {"rank": rank, "world_size": 2}
         assert said == {"asked": 0}
         assert stop == ("SIGUSR1", False)
         assert save == (None, True)
+        assert sums == [4.0, None]
 
 
 def _loses_another(rank: int, folder: str) -> None:

@@ -6,6 +6,7 @@ DATASETS = [*SCORED, *STUDY["pool"]]
 IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
 VALUES = class_values(STUDY["dataset"])
 REGIONS = {"regions": VALUES} if len(set().union(*VALUES)) < sum(len(set(some)) for some in VALUES) else {}  # overlap
+FOLDS = range(STUDY["split"]["folds"])
 SURE = {"confidence": True} if "calibration_error" in STUDY["score"]["metrics"] else {}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
 LEARNED = {"files": {name: file["sha256"] for name, file in FILES.items()}} if FILES else {}

@@ -142,7 +142,7 @@ def all_cards():
     cards["split"] = {key: STUDY[key] for key in ("split", "allow_leakage")} | LEARNED
     cards |= {f"pretrain/{PRETRAINING}".format(**run): pretrain_card(run) for run in PRETRAININGS}
     cards |= {f"finetune/{cell_name(cell)}": finetune_card(cell) for cell in CELLS}
-    cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} | SURE for k in range(STUDY["split"]["folds"])}
+    cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} | SURE for k in FOLDS}
     cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | REGIONS | ({"ignore": IGNORED} if IGNORED else {})
     cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}

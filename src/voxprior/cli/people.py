@@ -69,7 +69,9 @@ def doctor(
     ] = None,
     store: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: as `track`")] = None,
     forecast: Annotated[bool, typer.Option("--forecast", help="what a study will take here: probes it")] = False,
-    config: Annotated[Path, typer.Option(help="study file, with --forecast")] = Path("config/config.yaml"),
+    config: Annotated[
+        Path | None, typer.Option(help="study file, with --forecast; default: config/config.yaml", callback=there)
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="file for what --forecast says")] = None,
 ) -> None:
     """Look at this machine: what is missing, what is known to be bad. Exit code 1 where something must be mended."""
@@ -78,7 +80,7 @@ def doctor(
     if forecast:
         from voxprior.commands import forecast as probing
 
-        probing.run(config, json)
+        probing.run(config or Path("config/config.yaml"), json)
     elif backbones:
         verb.run_backbones(study)
     elif not verb.run(store or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"):

@@ -188,8 +188,8 @@ def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
     cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe_of(card, card_path))
     if short := estimate.short_of(room, cost):
         print(
-            f"voxprior: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks are "
-            "computed again in the backward pass, which takes a third longer",
+            f"voxprior: warning: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks "
+            "are computed again in the backward pass, which takes a third longer",
             file=sys.stderr,
         )
     return short

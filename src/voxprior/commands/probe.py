@@ -202,7 +202,7 @@ def _few(inits: list[str], learned: list[str]) -> list[str]:
 
 
 def _tell(what: str) -> None:
-    print(f"voxprior: probe: {what}", file=sys.stderr, flush=True)
+    print(f"probe: {what}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------- what it took

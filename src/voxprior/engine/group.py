@@ -100,6 +100,16 @@ def agree(asked: str | None, due: bool) -> tuple[str | None, bool]:
     return (signal.Signals(number).name if number else None), bool(wanted)
 
 
+def added(value: float | None) -> float | None:
+    """Adds up what every process knows; None where one of them knows nothing."""
+    if not dist.is_initialized():
+        return value
+    sums = torch.tensor([value or 0.0, float(value is None)], dtype=torch.float64)
+    dist.all_reduce(sums)
+    total, unknown = sums.tolist()
+    return None if unknown else float(total)
+
+
 def was_lost(error: RuntimeError) -> bool:
     """Tells whether an error says that another process of the group is gone."""
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())

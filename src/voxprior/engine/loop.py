@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from voxprior.engine import group, shards
 from voxprior.engine import state as states
 from voxprior.engine.device import peak_flops
+from voxprior.engine.energy import Meter
 from voxprior.engine.journal import Damaged, Journal, Nowhere, progress
 from voxprior.engine.step import Learner, Plan
 from voxprior.errors import Refusal, Resumable
@@ -30,7 +31,8 @@ Batches = Callable[[int], Iterable[tuple[int, Tensor, Batch]]]
 class Outcome:
     """What a finished run tells: the last journal record, training time of all its parts, cost of a step, steps.
 
-    `device_seconds` are added up over processes, whose number `processes` is at the end.
+    `device_seconds` and `energy_joules` are added up over processes, whose number `processes` is at the end; None:
+    the device does not count its energy.
     """
 
     final: dict[str, Any]
@@ -39,6 +41,7 @@ class Outcome:
     steps: int = 0
     device_seconds: float = 0.0
     processes: int = 1
+    energy_joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class _Run(Learner):
         if self.told.get("ended"):
             self.start = plan.total_steps
         self.peak = peak_flops(plan.device, plan.precision)
+        before = self.told.get("joules") if self.start else 0.0
+        self.meter = Meter(plan.device, 0.0 if self.member.rank and before is not None else before)
         self.began = self.saved = time.monotonic()
         self.waited = 0.0
 
@@ -170,9 +175,10 @@ class _Run(Learner):
         self.check()
         content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
         content = shards.whole(content) if self.divided else content
+        joules = group.added(self.meter.joules())
         if self.member.rank == 0:
             seconds = {"seconds": self.seconds(), "device_seconds": self.device_seconds()}
-            told = {**self.told, **seconds, "flops": self.flops}
+            told = {**self.told, **seconds, "flops": self.flops, "joules": joules}
             marks = [self.journal.mark(), self.clock.mark()]
             states.save(self.plan.work, self.plan.key, step, {**content, "marks": marks, "told": told})
         self.saved = time.monotonic()
@@ -181,8 +187,8 @@ class _Run(Learner):
         """Tells how the run ended, and hands its weights to the model that was given."""
         if self.divided:
             self.given.load_state_dict(shards.whole(self.model.state_dict()))
-        times = self.seconds(), self.device_seconds()
-        return Outcome(self.told["final"], times[0], self.flops, self.done, times[1], self.member.size)
+        times, joules = (self.seconds(), self.device_seconds()), group.added(self.meter.joules())
+        return Outcome(self.told["final"], times[0], self.flops, self.done, times[1], self.member.size, joules)
 
 
 def train(model: nn.Module, batches: Batches, plan: Plan, watch: Watch | None = None) -> Outcome:

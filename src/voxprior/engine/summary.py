@@ -43,6 +43,7 @@ def summarise(
         "seconds": outcome.seconds,
         "processes": outcome.processes,
         "device_seconds": outcome.device_seconds,
+        **({} if outcome.energy_joules is None else {"energy_joules": outcome.energy_joules}),
         "peak_memory_bytes": devices.peak_memory_bytes(plan.device),
         "device": devices.describe(plan.device),
         "versions": devices.versions(),

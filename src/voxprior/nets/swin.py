@@ -87,7 +87,7 @@ class Swin(StagedEncoder):
             layer = BasicLayer(*sizes, drop_path=[0.0] * depth, qkv_bias=True, downsample=None)
             layer.downsample = Merging(channels, children)
             for block in layer.blocks:
-                block.recomputed = True  # where memory is short (`engine/recompute.py`)
+                block.recomputed = True  # type: ignore[assignment]  # where memory is short (`engine/recompute.py`)
             self.add_module(f"layers{number}", nn.ModuleList([layer]))
         for part in self.modules():
             if isinstance(index := getattr(part, "relative_position_index", None), Tensor):
