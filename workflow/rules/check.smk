@@ -17,7 +17,7 @@ CELLS = [
     for backbone, inits in STUDY["inits"].items()
     for init in inits
     for budget in STUDY["split"]["budgets"]
-    for fold in range(STUDY["split"]["folds"])
+    for fold in FOLDS
     for pretrain_seed in (STUDY["pretrain"]["seeds"] if init in METHODS else [None])
     for seed in STUDY["finetune"]["seeds"]
 ]
@@ -27,7 +27,7 @@ PRETRAININGS = [
     for backbone, inits in STUDY["inits"].items()
     for init in inits
     if init in METHODS
-    for fold in range(STUDY["split"]["folds"])
+    for fold in FOLDS
     for pretrain_seed in STUDY["pretrain"]["seeds"]
 ]
 ENCODERS = {
