@@ -8,7 +8,13 @@ import pytest
 from voxprior.study import published, views
 
 CONFIG = {
-    "study": {"study": "toy", "dataset": "d", "split": {"folds": 1, "budgets": [1, 4]}, "inits": {"vit": ["mae"]}},
+    "study": {
+        "study": "toy",
+        "dataset": "d",
+        "split": {"folds": 1, "budgets": [1, 4]},
+        "inits": {"vit": ["mae"]},
+        "finetune": {"seeds": [0]},
+    },
     "backbones": {"vit": {"title": "A small ViT"}},
 }
 CARD = {"init": "mae", "backbone": "vit", "budget": 4, "fold": 0, "seed": 1, "batch_size": 2, "crop_vox": [4, 5, 6]}
@@ -139,3 +145,12 @@ def test_views_fit_into_a_tag_and_name_their_address():
         assert f"/experiments/7/runs?viewStateShareKey={view.key}&" in view.address("7")
     wide = {**CONFIG["study"], "split": {"budgets": list(range(1, 4))}}
     assert {"inits1", "inits2", "inits3"} <= {view.key for view in views.views(wide)}
+
+
+@pytest.mark.parametrize(("seeds", "own"), [(2, "test/dice"), (101, "at 4 labels/dice")])
+def test_a_comparison_of_more_runs_than_the_page_loads_is_one_of_arms(seeds, own):
+    study = {**CONFIG["study"], "finetune": {"seeds": list(range(seeds))}}
+    view = next(view for view in views.views(study) if view.key == "inits4")
+    state = json.loads(json.loads(view.tag()[1])["state"])
+    assert state["compareRunCharts"][0]["metricKey"] == own
+    assert ('tags.stage = "arm"' in state["searchFilter"]) == (seeds == 101)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from voxprior import whole
 from voxprior.study.cells import pretrain_seeds, read_name
+from voxprior.study.views import at_labels
 
 RULES = 1  # raised when the rules here change: finished runs are then published anew
 STRETCHES = {"pretrain": 100, "finetune": 25}
@@ -156,6 +157,7 @@ def read_study(place: Place, config: dict[str, Any]) -> Run:
         tags |= {"backbone": backbone, "init": init, "arm": f"{init} {backbone}"}
         told = _mean_curves(results / "tables" / "curves.csv")[backbone, init]
         points = [(f"by labels/{metric}", value, budget, 0.0) for metric, budget, value in told]
+        points += [(f"{at_labels(budget)}/{metric}", value, 0, 0.0) for metric, budget, value in told]
         text = "Means over test cases and all seeds. **The step is the number of labelled cases.**"
         made = (results / "tables" / "curves.csv").stat().st_mtime
         params = {"backbone": backbone, "init": init}

@@ -7,9 +7,10 @@ format is no promise of MLflow's. A version that does not know it shows its own 
 import json
 from typing import Any, NamedTuple
 
-from voxprior.study.cells import pretrain_seeds
+from voxprior.study.cells import arms_of, cells_of, pretrain_seeds
 
 TAG = "mlflow.sharedViewState."
+PAGE = 100  # runs that the page loads at once: the first in its order
 LONGEST = 5000  # characters that the store takes for a tag
 _CREATED = "attributes.start_time"
 
@@ -48,11 +49,16 @@ def views(study: dict[str, Any]) -> list[View]:
         ]
     }
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
+    arms = arms_of(study) if study.get("inits") else []
     made = [View("scores", "Scores, best first", "scores", "TABLE", table)]
     for budget in sorted(budgets, reverse=True):
         named = f"{budget} label{'s' if budget != 1 else ''}"
         state = _state(f'{tuned} and params.budget = "{budget}"', "metrics.`test/dice`")
         state |= _charts("test", [_bar(name) for name in scores]) | {"groupBy": by_arm}
+        if sum(len(cells_of(study, *arm, budget)) for arm in arms) > PAGE:  # means of the best would mislead
+            state = _state('tags.stage = "arm" and tags.replaced = "no"', _CREATED)
+            own = at_labels(budget)
+            state |= _charts(own, [_bar(f"{own}/{name.removeprefix('test/')}") for name in scores])
         link = f"inits at {named}" if budget == max(budgets) else ""
         made.append(View(f"inits{budget}", f"Inits compared at {named}", link, "CHART", state))
     for backbone in study.get("inits") or {}:
@@ -64,6 +70,11 @@ def views(study: dict[str, Any]) -> list[View]:
     state |= _charts("train", [_line("train/loss")])
     made.append(View("pretraining", "Pretrainings", "pretrainings", "CHART", state))
     return [view for view in made if len(view.tag()[1]) <= LONGEST]
+
+
+def at_labels(budget: int) -> str:
+    """Names the metrics of an arm at one label budget."""
+    return f"at {budget} label{'s' if budget != 1 else ''}"
 
 
 def _state(search: str, order: str) -> dict[str, Any]:
