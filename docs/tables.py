@@ -425,7 +425,7 @@ def plans() -> str:
     for plan in told["plans"]:
         ours = plan["study"]
         what = f"{plan['cells']:,} fine-tunings: `snakemake -n`, {ours['jobs']:,} jobs"
-        memory = f"{ours['cpu_s']:.0f} s CPU, {ours['peak_bytes'] / 2**20:,.0f} MiB"
+        memory = f"{ours['wall_s']:.0f} s, {ours['cpu_s']:.0f} s CPU, {ours['peak_bytes'] / 2**20:,.0f} MiB"
         rows.append([what, memory, f"≤ {goal['wall_s']} s, ≤ {goal['peak_bytes'] / 2**30:.1f} GiB"])
         for name, what, least in (
             ("trivial", "against a trivial workflow with as many jobs", f"≤ {goal['ratio']}"),
@@ -440,8 +440,8 @@ def plans() -> str:
     seen = told["watch"]
     what = f"`voxprior watch`, {seen['cells']:,} cells: a look, before any has begun"
     rows.append([what, f"{seen['nothing_begun_ms']} ms CPU", ""])
-    where = f"{told['device']}, Snakemake {told['snakemake']}, {told['date']}"
-    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{where}, on a machine that was busy with other work."
+    where = f"{told['device']}, Snakemake {told['snakemake']}, {told['date']}."
+    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{where}"
 
 
 def growth() -> str:

@@ -133,7 +133,8 @@ def _learned(index: Path, cases: list[str], encoder: Path | None) -> dict[str, A
     from voxprior.data.cache import read_index
     from voxprior.data.seen import of_cases
 
-    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in cases}
+    used = set(cases)
+    hashes = {case["case"]: case["image_sha256"] for case in read_index(index)["cases"] if case["case"] in used}
     return {"training_cases": hashes, "seen": of_cases([(index, cases)], labels=True, start=encoder).to_json()}
 
 
