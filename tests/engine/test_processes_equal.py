@@ -43,7 +43,7 @@ def test_two_and_four_processes_and_broken_runs_have_the_losses_of_one(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["byol", "anatomask", "finetune"])
+@pytest.mark.parametrize("arm", ["byol", "anatomask", "spark"])  # augmentation's compiled loops are float32 alone
 def test_in_double_precision_nothing_but_rounding_is_left_under_adamw(tmp_path, arm):
     told = measured(tmp_path, arm, "--processes", "2", "--resumed", "", "--double")
     assert told["processes"]["2"]["loss"] < 1e-10, told
