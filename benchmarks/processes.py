@@ -24,7 +24,7 @@ from machine import describe, write
 from voxprior.cards import card_hash, read_card
 from voxprior.commands import finetune, pretrain
 from voxprior.data import cache, phantoms, volume
-from voxprior.engine import members, shards, step
+from voxprior.engine import fsdp, members, step
 from voxprior.errors import EXIT_RESUMABLE, Resumable
 from voxprior.maths.ema import relative_distance
 from voxprior.methods import load
@@ -141,7 +141,7 @@ def verb_of(bench: Bench, arm: str, run: Path) -> Callable[[], None]:
     card = card_of(bench, arm)
     places = bench.splits, run / "out", run / "work"
     if bench.shard:
-        os.environ[shards.FROM] = "0"
+        os.environ[fsdp.FROM] = "0"
     if bench.double:
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]

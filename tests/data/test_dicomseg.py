@@ -140,29 +140,19 @@ def test_most_of_totalsegmentators_classes_have_a_code():
     assert len({(one.kind.value, one.side) for one in found}) > 90
 
 
-def test_slices_that_lack_what_a_seg_refers_to_are_refused(tmp_path):
-    files, voxels = write_ct(tmp_path / "ct", leave_out=["FrameOfReferenceUID"])
-    with pytest.raises(Refusal, match=r"\.dcm has no FrameOfReferenceUID"):
-        dicomseg.write(
-            sitk.GetImageFromArray((voxels > 0).astype(np.uint8)),
-            dicomseg.Classes(CLASSES),
-            files,
-            "1",
-            tmp_path / "s.dcm",
-        )
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("FrameOfReferenceUID", r"\.dcm has no FrameOfReferenceUID"),
+        ("PixelSpacing", r"ct cannot be referred to by a DICOM SEG \(.*PixelSpacing.*\): leave out"),
+    ],
+)
+def test_slices_that_lack_what_a_seg_refers_to_are_refused(tmp_path, lacking, said):
+    files, voxels = write_ct(tmp_path / "ct", leave_out=[lacking])
+    labels = sitk.GetImageFromArray((voxels > 0).astype(np.uint8))
+    with pytest.raises(Refusal, match=said):
+        dicomseg.write(labels, dicomseg.Classes(CLASSES), files, "1", tmp_path / "s.dcm")
     assert not (tmp_path / "s.dcm").exists()
-
-
-def test_what_else_a_series_lacks_is_refused_in_a_sentence(tmp_path):
-    files, voxels = write_ct(tmp_path / "ct", leave_out=["PixelSpacing"])
-    with pytest.raises(Refusal, match=r"ct cannot be referred to by a DICOM SEG \(.*PixelSpacing.*\): leave out"):
-        dicomseg.write(
-            sitk.GetImageFromArray((voxels > 0).astype(np.uint8)),
-            dicomseg.Classes(CLASSES),
-            files,
-            "1",
-            tmp_path / "s.dcm",
-        )
 
 
 def test_a_scan_without_any_class_is_written_too(tmp_path):

@@ -13,7 +13,9 @@ import torch
 
 from voxprior.maths import crops
 
-pytest.importorskip("triton")
+pytest.importorskip(
+    "triton", reason="Triton is not installed: it comes with CUDA builds of torch, or pip install triton"
+)
 
 
 @pytest.fixture(scope="module")

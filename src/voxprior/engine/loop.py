@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from voxprior.engine import group, shards
+from voxprior.engine import fsdp, group
 from voxprior.engine import state as states
 from voxprior.engine.device import peak_flops
 from voxprior.engine.energy import Meter
@@ -99,7 +99,7 @@ class _Run(Learner):
         super().__init__(model, plan)
         self.given = model
         if saved and self.divided:
-            shards.load_optimiser(self.optimiser, saved["optimiser"])
+            fsdp.load_optimiser(self.optimiser, saved["optimiser"])
         elif saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.told: dict[str, Any] = saved.get("told", {"seconds": 0.0, "flops": 0, "final": {}})
@@ -152,7 +152,7 @@ class _Run(Learner):
 
     def look(self, watch: Watch) -> dict[str, float]:
         """Measures the model as it is."""
-        with shards.opened(self.reduced) if self.divided else nullcontext():
+        with fsdp.opened(self.reduced) if self.divided else nullcontext():
             return watch.measure(self.model)
 
     def consider(self, seen: dict[str, float], patience: int) -> None:
@@ -174,7 +174,7 @@ class _Run(Learner):
         """Saves the state from which `step` is the next one. Process 0 writes it; any number can go on from it."""
         self.check()
         content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        content = shards.whole(content) if self.divided else content
+        content = fsdp.whole(content) if self.divided else content
         joules = group.added(self.meter.joules())
         if self.member.rank == 0:
             seconds = {"seconds": self.seconds(), "device_seconds": self.device_seconds()}
@@ -186,7 +186,7 @@ class _Run(Learner):
     def outcome(self) -> Outcome:
         """Tells how the run ended, and hands its weights to the model that was given."""
         if self.divided:
-            self.given.load_state_dict(shards.whole(self.model.state_dict()))
+            self.given.load_state_dict(fsdp.whole(self.model.state_dict()))
         times, joules = (self.seconds(), self.device_seconds()), group.added(self.meter.joules())
         return Outcome(self.told["final"], times[0], self.flops, self.done, times[1], self.member.size, joules)
 

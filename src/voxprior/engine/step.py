@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from voxprior.engine import fsdp
 from voxprior.engine import group as processes
-from voxprior.engine import shards
 from voxprior.engine.device import Upload, autocast
 from voxprior.engine.flops import counter
 from voxprior.engine.lars import Lars
@@ -200,8 +200,8 @@ class Learner:
     """A model and its optimiser on their device: takes steps, with those of the other processes where there are any."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.divided = shards.wanted(model)
-        model = shards.copy_of(model, plan.device) if self.divided else model.to(plan.device)
+        self.divided = fsdp.wanted(model)
+        model = fsdp.copy_of(model, plan.device) if self.divided else model.to(plan.device)
         self.model: Any = model.train()  # with the contract's methods, which nn.Module lacks
         self.plan = plan
         if plan.device.type == "cpu" and plan.precision == "fp32" and not self.divided:
@@ -210,7 +210,7 @@ class Learner:
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.reduced: nn.Module = Reduced(model)
         if self.divided:
-            shards.divide(self.reduced, plan.device)
+            fsdp.divide(self.reduced, plan.device)
         self.optimiser = optimiser_of(model, plan.recipe, plan.rules)
         self.parameters: list[nn.Parameter] = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.rate = 0.0  # of what learns in the ordinary way
@@ -299,4 +299,4 @@ class Learner:
         else:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.recipe.clip, foreach=True)
         whole: Any = norm
-        return whole.full_tensor() if shards.is_part(norm) else norm
+        return whole.full_tensor() if fsdp.is_part(norm) else norm
