@@ -58,6 +58,7 @@ lock: setup ## write constraints.txt anew: universal, without hosts
 track: setup ## publish the runs so far to MLflow, those at work too
 	voxprior track --config $(RESULTS)/config.json --results $(RESULTS) --output $(RESULTS)/tracked.json
 
+ui: export MLFLOW_TRACKING_URI := sqlite:///mlflow.db
 ui: track ## open the MLflow UI on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 

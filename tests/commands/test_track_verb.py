@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from voxprior.__main__ import main
 from voxprior.commands import track
 
 
@@ -258,6 +259,16 @@ def test_a_running_job_is_shown_grows_and_is_finished_in_the_same_run(study, tin
     assert (ended[-1].step, ended[-1].value) == (190 * 8, 1 / 190)
     assert len({(point.step, point.value) for point in ended}) == len(ended), "no point twice"
     assert len(client.search_runs(["1"], f"tags.`voxprior.run` = '{place}'")) == 1
+
+
+def test_the_environment_names_the_store_for_the_workflow_too(study, store, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    words = [f"--config={study / 'config.json'}", f"--results={study}", f"--output={tmp_path / 'told.json'}"]
+    monkeypatch.setattr("sys.argv", ["voxprior", "track", *words, "--create"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["store"] == store and "pending" not in told
 
 
 def test_runs_of_another_card_or_of_no_cell_stay_and_are_marked(study, store):

@@ -1,6 +1,5 @@
 """Verbs for people: what somebody types by hand."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +66,9 @@ def doctor(
     study: Annotated[
         Path | None, typer.Option(help="study file whose crop, batch and classes are counted", callback=there)
     ] = None,
-    store: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: as `track`")] = None,
+    store: Annotated[
+        str, typer.Option(help="MLflow tracking URI", envvar="MLFLOW_TRACKING_URI")
+    ] = "sqlite:///mlflow.db",
     forecast: Annotated[bool, typer.Option("--forecast", help="what a study will take here: probes it")] = False,
     config: Annotated[
         Path | None, typer.Option(help="study file, with --forecast; default: config/config.yaml", callback=there)
@@ -83,7 +84,7 @@ def doctor(
         probing.run(config or Path("config/config.yaml"), json)
     elif backbones:
         verb.run_backbones(study)
-    elif not verb.run(store or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"):
+    elif not verb.run(store):
         raise typer.Exit(1)
 
 

@@ -171,7 +171,9 @@ def track(
     config: In,
     results: Annotated[Path, typer.Option(help="the study's results folder; may still be missing")],
     output: Output,
-    store: Annotated[str, typer.Option(help="MLflow tracking URI")] = "sqlite:///mlflow.db",
+    store: Annotated[
+        str, typer.Option(help="MLflow tracking URI", envvar="MLFLOW_TRACKING_URI")
+    ] = "sqlite:///mlflow.db",
     create: Annotated[bool, typer.Option(help="only create the store")] = False,
     work: Annotated[Path, typer.Option(help="folder of running jobs' state")] = Path("work"),
 ) -> None:
