@@ -526,9 +526,27 @@ def feeding() -> str:
     return table(head, rows)
 
 
+# Published: NVLink of an H100, one way; and a network card of 400 Gbit/s for each of several machines.
+LINK_BYTES, CARD_BYTES = 450e9, 50e9
+
+
+def synchronising() -> str:
+    """What adding up gradients costs beside a step, at the samples per GPU of the predicted step."""
+    told = json.loads((RESULTS / "benchmarks" / "gpu_predicted.json").read_text(encoding="utf-8"))
+    share, rows = told["assumed"]["bandwidth"], []
+    for arm in told["arms"]:
+        size, step = 4 * arm["parameters"], arm["H100"]["bf16 compiled"]["ms"]
+        # A ring sends every byte twice, but for the own part.
+        ways = [2 * (n - 1) / n * size / (share * speed) * 1000 for n, speed in ((8, LINK_BYTES), (4, CARD_BYTES))]
+        cells = [f"{way:.1f} ({way / step:.0%})" for way in ways]
+        rows.append([arm["method"], arm["backbone"], f"{size / 1e6:,.0f}", f"{step:.1f}", *cells])
+    head = ["method", "backbone", "gradients, MB", "step, ms", "8 GPUs of a machine, ms", "4 machines, ms"]
+    return table(head, rows)
+
+
 PAGES = {
     "cluster.md": {"slurm": slurm},
-    "several-gpus.md": {"processes": processes},
+    "several-gpus.md": {"processes": processes, "synchronising": synchronising},
     "performance.md": {
         "steps": steps,
         "gpu": gpu,
