@@ -13,6 +13,7 @@ from datetime import date, datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -67,13 +68,16 @@ CHANGES = {
 }
 SETS = {rule: {"mem_mb": 1200} for rule in ("intake", "prepare", "compare", "score")}
 SETS |= {rule: {"mem_mb": 1500} for rule in ("finetune", "predict")}
-SETS |= {"pretrain": {"mem_mb": 1200, "gpu": 2}}
 
 
-def command(folder: Path, *targets: str, **limits: str) -> list[str]:
-    """Names the command; `limits` are resources of `finetune`. On the command line they would replace the profile's."""
+def command(folder: Path, *targets: str, gpus: int = 2, **limits: Any) -> list[str]:
+    """Names the command; `limits` are resources of `finetune`. On the command line they would replace the profile's.
+
+    `gpus`: of a pretraining, each with a process of its own.
+    """
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text()) | CHANGES
-    for rule, small in {**SETS, "finetune": {**SETS["finetune"], **limits}}.items():
+    changed = {"finetune": {**SETS["finetune"], **limits}, "pretrain": {"mem_mb": 1200 * gpus, "gpu": gpus}}
+    for rule, small in {**SETS, **changed}.items():
         profile["set-resources"][rule] |= small
     place = folder.parent / f"{folder.name} profile"
     place.mkdir(exist_ok=True)
@@ -124,13 +128,13 @@ class Cluster:
         return {**kept, "OMP_NUM_THREADS": "1"}
 
     @contextmanager
-    def started(self, folder: Path, *targets: str, **limits: str):
+    def started(self, folder: Path, *targets: str, **limits: Any):
         """Starts Snakemake; what it says goes to a file."""
         with open(folder / "said.txt", "w") as said:
             told = {"stdout": said, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": self.environment()}
             yield subprocess.Popen(command(folder, *targets, **limits), preexec_fn=heed_ctrl_c, **told)
 
-    def snake(self, folder: Path, *targets: str, timeout_s: float = 900, **limits: str) -> tuple[int, str]:
+    def snake(self, folder: Path, *targets: str, timeout_s: float = 900, **limits: Any) -> tuple[int, str]:
         """Runs to the end; kills what hangs, and fails with what it said."""
         with self.started(folder, *targets, **limits) as process:
             try:
