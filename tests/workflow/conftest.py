@@ -1,6 +1,7 @@
 """A small study in a folder of its own, run through the real workflow."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,27 @@ def write_study():
         return folder
 
     return write
+
+
+@pytest.fixture
+def default_study(tmp_path):
+    """The default study's folder, empty yet. Only on demand, where `make run` has made scores to compare with."""
+    if "VOXPRIOR_RECORD" not in os.environ or not (ROOT / "results/report.html").is_file():
+        pytest.skip("the default study takes long: `make run`, then VOXPRIOR_RECORD=file; a small one always runs")
+    folder = tmp_path / "default study"
+    shutil.copytree(ROOT / "config", folder / "config")
+    return folder
+
+
+@pytest.fixture
+def scores():
+    """Compares all scores of a default study with those of `make run`: how many, and those that differ in a byte."""
+
+    def compare(folder: Path) -> dict[str, object]:
+        made = sorted(path.relative_to(folder) for path in folder.glob("results/finetune/*/*/*/*/*/scores*.csv"))
+        here = sorted(path.relative_to(ROOT) for path in ROOT.glob("results/finetune/*/*/*/*/*/scores*.csv"))
+        assert made == here and made
+        unlike = [str(path) for path in made if (folder / path).read_bytes() != (ROOT / path).read_bytes()]
+        return {"scores": len(made), "unlike": unlike}
+
+    return compare

@@ -1,9 +1,11 @@
 """`--use-conda` end to end, by a stand-in for conda with rattler's solver and a local channel."""
 
+import json
 import os
 import shutil
 import subprocess
 import time
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,25 @@ def test_the_small_study_runs_in_an_environment_of_the_whole_lock(conda, tmp_pat
     assert (study / "results/report.html").is_file()
     for flags in ([], ["--use-conda"]):
         assert jobs(snakemake(study, "-n", *flags).text) == {}, flags
+
+
+def test_the_default_study_runs_in_it_to_the_same_scores(conda, snakemake, jobs, default_study, scores):
+    began = time.monotonic()
+    made = snakemake(default_study, "--cores", "2", "--use-conda", "--conda-create-envs-only")
+    assert made.returncode == 0, made.text
+    told = {"date": f"{date.today()}", "cores": os.cpu_count(), "environment_s": round(time.monotonic() - began)}
+    inside = environment(default_study)
+    (packages,) = inside.glob("lib/python3.*/site-packages")
+    told["packages"] = len(list(packages.glob("*.dist-info")))
+    (packages / "sitecustomize.py").write_text(WITNESS)
+    began = time.monotonic()
+    done = snakemake(default_study, "--cores", "2", "--use-conda")
+    assert done.returncode == 0, done.text
+    told |= {"study_s": round(time.monotonic() - began), "jobs": len((inside / "started").read_text().splitlines())}
+    assert jobs(snakemake(default_study, "-n").text) == {}, "without it nothing is to be done"
+    told |= scores(default_study)
+    Path(os.environ["VOXPRIOR_RECORD"]).write_text(json.dumps(told, indent=1) + "\n")
+    assert told["unlike"] == [], "the same numbers as in another environment of the same lock"
 
 
 def test_environment_yml_becomes_an_environment(conda, tmp_path):

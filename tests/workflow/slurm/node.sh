@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# slurm_node.sh up DIR [CPUS] [MEM_MB] [GPUS] | down DIR: a Slurm of one node, for tests. Needs root, slurmctld and slurmd.
+# node.sh up DIR [CPUS] [MEM_MB] [GPUS] | down DIR: a Slurm of one node, for tests. Needs root, slurmctld and slurmd.
 # No munge, no accounting database, no cgroups; its GPUs are null devices. What it cannot show stands in docs/cluster.md.
 set -euo pipefail
 
