@@ -116,7 +116,7 @@ def default_study(tmp_path):
     """The default study's folder, empty yet. Only on demand, where `make run` has made scores to compare with."""
     if "VOXPRIOR_RECORD" not in os.environ or not (ROOT / "results/report.html").is_file():
         pytest.skip("the default study takes long: `make run`, then VOXPRIOR_RECORD=file; a small one always runs")
-    folder = tmp_path / "default study"
+    folder = tmp_path / "study"  # without a space: Snakemake does not quote it where it installs into an environment
     shutil.copytree(ROOT / "config", folder / "config")
     return folder
 
