@@ -74,6 +74,14 @@ def test_every_study_dry_runs_and_passes_the_check(study, tmp_path, snakemake, j
     assert (tmp_path / checked).exists()
 
 
+def test_a_folder_with_a_space_is_refused_where_snakemake_would_break_at_it(tmp_path, snakemake, write_study):
+    study = write_study(tmp_path / "with a space")
+    assert snakemake(study, "-n").returncode == 0
+    done = snakemake(study, "-n", "--use-conda")
+    assert done.returncode != 0
+    assert f"conda: {str(study)!r} has a space: add --conda-prefix" in done.text
+
+
 def test_a_file_of_weights_is_an_init_without_a_pretraining(tmp_path, snakemake, jobs):
     """Its hash is on the card: another content is another run, another time stamp is none."""
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
