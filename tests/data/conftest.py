@@ -99,3 +99,31 @@ def site(monkeypatch):
     yield told
     running.shutdown()
     running.server_close()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """Three cases of noise, which does not compress, two with labels."""
+    import numpy as np
+
+    from voxprior.data import cache
+    from voxprior.whole import write_json
+
+    folder, chance, cases, shape = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0), [], (1, 150, 140, 130)
+    (folder / "volumes").mkdir()
+    for number in range(3):
+        image = chance.integers(0, 4096, shape).astype(np.int16)
+        label = (chance.random(shape[1:]) < 0.01).astype(np.uint8)
+        places = {1: np.argwhere(label)[:: max(1, int(label.sum()) // 1000)][:1024]}
+        entry = {"case": f"c{number}", "patient": str(number), "person": str(number), "shape_zyx": shape[1:]}
+        entry |= {"spacing_zyx_mm": [1.0, 1.0, 1.0], "image": f"volumes/c{number}.b2nd", "label": None}
+        entry["image_sha256"] = cache.write_array(folder / entry["image"], image, "k")
+        entry |= {"label_sha256": None, "class_voxels": [0], "raw": {"direction": [1.0]}, "grid": {"direction": [1.0]}}
+        if number < 2:
+            entry |= {"label": f"volumes/c{number}.label.b2nd", "class_voxels": [int(label.sum())]}
+            entry["label_sha256"] = cache.write_array(folder / entry["label"], label, "k", places)
+        cases.append(entry)
+    content = {"format": cache.FORMAT, "dataset": "d", "key": "k", "quantum": 1 / 4096, "cases": cases}
+    content |= {"classes": [1], "simulated": False}
+    write_json(folder / "index.json", content)
+    return folder / "index.json"

@@ -15,7 +15,7 @@ from voxprior.errors import Refusal, Resumable
 from voxprior.maths.boxes import Region
 from voxprior.whole import write_json
 
-SHAPE = (1, 150, 140, 130)
+SHAPE = (1, 150, 140, 130)  # of the cases of `prepared`
 
 
 class Server(ThreadingHTTPServer):
@@ -62,28 +62,6 @@ def server(tmp_path, monkeypatch):
         threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield made
         made.shutdown()
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Three cases of noise, which does not compress, two with labels."""
-    folder, chance, cases = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0), []
-    (folder / "volumes").mkdir()
-    for number in range(3):
-        image = chance.integers(0, 4096, SHAPE).astype(np.int16)
-        label = (chance.random(SHAPE[1:]) < 0.01).astype(np.uint8)
-        places = {1: np.argwhere(label)[:: max(1, int(label.sum()) // 1000)][:1024]}
-        entry = {"case": f"c{number}", "patient": str(number), "person": str(number), "shape_zyx": SHAPE[1:]}
-        entry |= {"spacing_zyx_mm": [1.0, 1.0, 1.0], "image": f"volumes/c{number}.b2nd", "label": None}
-        entry["image_sha256"] = cache.write_array(folder / entry["image"], image, "k")
-        entry |= {"label_sha256": None, "class_voxels": [0], "raw": {"direction": [1.0]}, "grid": {"direction": [1.0]}}
-        if number < 2:
-            entry |= {"label": f"volumes/c{number}.label.b2nd", "class_voxels": [int(label.sum())]}
-            entry["label_sha256"] = cache.write_array(folder / entry["label"], label, "k", places)
-        cases.append(entry)
-    content = {"format": cache.FORMAT, "dataset": "d", "key": "k", "quantum": 1 / 4096, "cases": cases}
-    write_json(folder / "index.json", content)
-    return folder / "index.json"
 
 
 @pytest.fixture(autouse=True)
@@ -163,9 +141,12 @@ def test_trouble_that_stays_says_what_to_do(far, server):
         cache.open_case(far, "c0")
     assert 50 - len(server.faults) == shards.ATTEMPTS
     server.faults = [403]
-    with pytest.raises(Resumable, match="your access"):
+    with pytest.raises(Refusal, match="your access"):
         cache.open_case(far, "c0")
     assert not server.faults  # asked once
+    server.faults = [403]
+    with pytest.raises(Refusal, match=r"^\S+shard-00000.bin cannot be read [^\n]*$"):  # no worker's traceback
+        regions(far, workers=1)
     server.knows_ranges = False
     with pytest.raises(Refusal, match="knows no byte ranges"):
         cache.open_case(far, "c0")

@@ -30,7 +30,7 @@ def run(index: Path, shards: str, output: Path, root: str | None = None, shard_m
     from voxprior.errors import Refusal
     from voxprior.whole import add_line, read_lines, write_json
 
-    packing.storage(shards)  # refused now, if it is
+    packing.check(shards)  # refused now, if it is
     content, changed = cache.read_index(index), index.stat()
     if "shards" in content:
         raise Refusal(f"{index} is of a dataset that is packed already: give the one that 'prepare' wrote")

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from voxprior.data import cache
-from voxprior.errors import Refusal
+from voxprior.errors import Refusal, Resumable
 from voxprior.maths import chance
 from voxprior.maths.boxes import Region
 
@@ -138,7 +138,7 @@ def workers_for(reading_s: float, using_s: float, cores: int) -> int:
 
 
 def _stream(plan: Regions, workers: int) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-    yield from DataLoader(
+    for read in DataLoader(
         _Steps(plan),
         batch_size=None,
         shuffle=False,
@@ -147,7 +147,10 @@ def _stream(plan: Regions, workers: int) -> Iterator[tuple[int, Tensor, dict[str
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_ignore_signals if workers else None,
         pin_memory=plan.pin,
-    )
+    ):
+        if isinstance(read, Exception):
+            raise read
+        yield read
 
 
 def _ignore_signals(worker: int) -> None:
@@ -162,8 +165,11 @@ def _ignore_signals(worker: int) -> None:
 regions = Regions  # called like a function: `for step, key_B, batch in regions(...)`
 
 
-class _Steps(Dataset[tuple[int, Tensor, dict[str, Tensor]]]):
-    """Maps i to the batch of step `start_step + i`; all that a worker process needs."""
+class _Steps(Dataset[tuple[int, Tensor, dict[str, Tensor]] | Refusal | Resumable]):
+    """Maps i to the batch of step `start_step + i`, or to why it cannot be read; all that a worker process needs.
+
+    What a worker raises reaches the main process with its traceback as the message; what it returns, as it is.
+    """
 
     def __init__(self, plan: Regions) -> None:
         self.plan = plan
@@ -171,9 +177,14 @@ class _Steps(Dataset[tuple[int, Tensor, dict[str, Tensor]]]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, item: int) -> tuple[int, Tensor, dict[str, Tensor]]:
+    def __getitem__(self, item: int) -> tuple[int, Tensor, dict[str, Tensor]] | Refusal | Resumable:
+        try:
+            return self._batch(self.plan.start_step + item)
+        except (Refusal, Resumable) as error:
+            return error
+
+    def _batch(self, step: int) -> tuple[int, Tensor, dict[str, Tensor]]:
         plan = self.plan
-        step = plan.start_step + item
         slot_B = torch.arange(plan.rank, plan.batch_size, plan.world_size)
         key_B = chance.keys(plan.seed, step, slot_B)
         draws = _draw(key_B)

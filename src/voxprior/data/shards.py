@@ -14,8 +14,11 @@ import itertools
 import json
 import math
 import os
+import sys
+import textwrap
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,8 +28,14 @@ import numpy as np
 from voxprior.errors import Refusal, Resumable
 
 ATTEMPTS = 6
+PATIENCE_S = 30  # no attempt begins later: drivers of buckets try again by themselves within each
 GAP_BYTES = 64 << 10  # parts that are nearer to one another come in one request: a request costs more than that
 AGAIN = "run 'pack' again"
+# Families of errors that drivers have beside OSError: of the web (and all buckets), and of S3.
+WEB, S3, ANSWERS = ("aiohttp", "ClientError"), "botocore.exceptions", ("botocore.parsers", "ResponseParserError")
+FAMILIES = (WEB, (S3, "BotoCoreError"), (S3, "ClientError"), ANSWERS)
+PASSING = (WEB, (S3, "HTTPClientError"), (S3, "ConnectionError"), ANSWERS)  # no answer, or half of one
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # they know no folders
 
 Array = np.ndarray[Any, Any]
 
@@ -124,23 +133,22 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Reads byte ranges [start, end) of a file, at once where its storage can; tries again where that may help.
 
     Raises:
-        Refusal: it is missing or ends too early, or its server knows no ranges.
-        Resumable: it cannot be reached, after six attempts in half a minute.
+        Refusal: it is missing or ends too early, it may not be read, or its server knows no ranges.
+        Resumable: it cannot be reached, after six attempts or half a minute.
     """
     import tenacity
 
     attempts = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(PATIENCE_S),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
         retry=tenacity.retry_if_exception(_passes),
         reraise=True,
     )
-    try:
-        read = attempts(_read_once, url, ranges)
-    except FileNotFoundError:
-        raise Refusal(f"{url} is missing: {AGAIN}, or correct 'root' in the index") from None
-    except _errors() as error:
-        raise Resumable(f"{url} cannot be read ({error}): check the address, the network and your access") from error
+    with _in_a_sentence(url, "read"):
+        try:
+            read = attempts(_read_once, url, ranges)
+        except FileNotFoundError:
+            raise Refusal(f"{url} is missing: {AGAIN}, or correct 'root' in the index") from None
     for (start, end), content in zip(ranges, read, strict=True):
         if len(content) != end - start:
             raise Refusal(
@@ -151,27 +159,60 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def _read_once(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
+    system, path = storage(url)
     starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
     return list(system.cat_ranges([path] * len(ranges), starts, ends, on_error="raise"))
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    """Lists what drivers raise when storage cannot be read: those of the web have a family of their own."""
+def storage(url: str) -> tuple[Any, str]:
+    """Finds the driver of a path or URL: (file system, path in it).
+
+    Raises:
+        Refusal: an address, or a setting of fsspec, that no driver takes.
+    """
+    import fsspec
+
     try:
-        from aiohttp import ClientError
-    except ImportError:
-        return (OSError, TimeoutError)
-    return (OSError, TimeoutError, ClientError)
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError, TypeError) as error:
+        raise Refusal(f"{url} cannot be opened ({_short(error)}): install its driver, or correct the address") from None
+    return system, path
+
+
+@contextmanager
+def _in_a_sentence(url: str, done: str) -> Iterator[None]:
+    """Turns what drivers raise into a sentence: what lasts is refused, after what may pass the command can go on."""
+    try:
+        yield
+    except (Refusal, Resumable):
+        raise
+    except (*_known(FAMILIES), OSError, ValueError) as error:  # a setting that S3 does not take is a ValueError
+        said = f"{url} cannot be {done} ({_short(error)}): check the address"
+        if _passes(error):
+            raise Resumable(f"{said}, the network and your access") from error
+        raise Refusal(f"{said}, your access and the driver's settings") from error
+
+
+def _short(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 200)
+
+
+def _known(names: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """Finds classes in modules that are imported: no others can have raised anything."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
 
 
 def _passes(error: BaseException) -> bool:
     """Tells whether an error may pass: no answer, too many requests, a server in trouble."""
-    lasting = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-    status = getattr(error, "status", None)
-    return isinstance(error, _errors()) and not lasting and (status in (None, 408, 429) or status >= 500)
+    if isinstance(error, TimeoutError):
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | FileExistsError):
+        return False
+    response = getattr(error.__cause__, "response", None) or {}  # of S3, whose driver raises an OSError from it
+    status = getattr(error, "status", None) or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return isinstance(error, (OSError, *_known(PASSING)))
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -205,41 +246,57 @@ def append(shard: IO[bytes], file: str, stored: Any) -> Place:
     return Place(file, start, middle, shard.tell(), hashlib.sha256(content).hexdigest())
 
 
-def storage(root: str) -> tuple[Any, str]:
-    """Finds what writes to a folder or URL: (file system, path in it).
+def check(root: str) -> None:
+    """Looks whether a folder or URL can be written to, as far as that shows before anything is written.
 
     Raises:
-        Refusal: a web server, or an address without a driver.
+        Refusal: a web server; an address without a driver; a bucket that is not there; no credentials.
+        Resumable: it cannot be reached.
     """
-    import fsspec
-
     if root.startswith(("http://", "https://")):
         raise Refusal(f"{root} is a web server, which is only read from: pack into a folder and give this as --root")
-    try:
-        system, folder = fsspec.core.url_to_fs(root)
-    except (ImportError, ValueError) as error:
-        raise Refusal(f"{root} cannot be opened ({error}): install its driver, or correct the address") from None
-    return system, folder
+    system, folder = storage(root)
+    if not _is_bucket(system):
+        return
+    bucket = folder.split("/")[0]
+    with _in_a_sentence(root, "reached"):
+        try:
+            system.info(bucket)
+        except FileNotFoundError:
+            raise Refusal(f"{root}: there is no bucket '{bucket}': make it, or correct the address") from None
+        except PermissionError:
+            pass  # a key may be good for writing alone
 
 
 def send(local: Path, root: str, file: str) -> None:
     """Puts a finished shard where the shards lie, by the storage's own means.
 
     Raises:
+        Refusal: it may not be written.
         Resumable: it cannot be written.
     """
     system, folder = storage(root)
-    try:
-        system.makedirs(folder, exist_ok=True)
+    with _in_a_sentence(f"{root}/{file}", "written"):
+        if not _is_bucket(system):  # making a folder of a bucket's would make the bucket, too
+            system.makedirs(folder, exist_ok=True)
         system.put_file(os.fspath(local), f"{folder}/{file}")
-    except _errors() as error:
-        raise Resumable(f"{root}/{file} cannot be written ({error}): check the network and your access") from error
 
 
 def size_of(root: str, file: str) -> int | None:
-    """Says how many bytes a shard has; None where there is none."""
+    """Says how many bytes a shard has; None where there is none.
+
+    Raises:
+        Refusal: it may not be looked at.
+        Resumable: it cannot be reached.
+    """
     system, folder = storage(root)
-    try:
-        return int(system.size(f"{folder}/{file}"))
-    except FileNotFoundError:
-        return None
+    with _in_a_sentence(f"{root}/{file}", "reached"):
+        try:
+            return int(system.size(f"{folder}/{file}"))
+        except FileNotFoundError:
+            return None
+
+
+def _is_bucket(system: Any) -> bool:
+    names = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    return bool(names & BUCKETS)
