@@ -4,8 +4,10 @@ Headers, hashes and names are made up; each part runs in a process of its own, a
 are processor microseconds a case and bytes of memory a case beyond what the process had before. A part is flat if the
 largest count costs at most twice as much a case as the middle one.
 
-The last part, `ranges`, reads crops of one prepared volume from a server of this machine that knows byte ranges, from
-a file of its own and from a shard: requests and bytes a crop, and time against the local file.
+The last part, `ranges`, reads crops of one prepared volume from a file of its own, a shard, a web server and a bucket,
+both on this machine: requests and bytes a crop, and time against the local file; and how many answers a crop waits for
+one after another, found by answers that come half a second late, beside which this machine's own time is little. The bucket needs moto[server] and s3fs, and is left out without them. `--only ranges` measures
+this part anew and keeps the others.
 """
 
 import argparse
@@ -298,26 +300,88 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def serve(port: Any) -> None:
-    """Serves in a process of its own, so that its time is not counted."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+LATE_S, LATE_CROPS = 0.5, 12
+
+
+def serve(port: Any, late_s: Any) -> None:
+    """Serves files in a process of its own, so that its time is not counted."""
+
+    class Late(Answers):
+        def do_GET(self) -> None:
+            time.sleep(late_s.value)
+            super().do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Late)
     port.put(server.server_port)
     server.serve_forever()
 
 
+def serve_bucket(port: Any, late_s: Any) -> None:
+    """Serves S3 in a process of its own, over connections that stay open as those of real stores do."""
+    import logging
+
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    WSGIRequestHandler.protocol_version = "HTTP/1.1"
+    bucket = DomainDispatcherApplication(create_backend_app)
+
+    def late(environ: Any, start_response: Any) -> Any:
+        time.sleep(late_s.value)
+        return bucket(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, late, threaded=True)
+    port.put(server.server_port)
+    server.serve_forever()
+
+
+def with_bucket() -> bool:
+    """Says whether there is what serves and reads a bucket; settings that would lead elsewhere are put aside."""
+    from importlib.util import find_spec
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        del os.environ[name]
+    os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    os.environ |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return bool(find_spec("moto") and find_spec("s3fs"))
+
+
+def packed(index: Path, servers: dict[str, str]) -> list[str]:
+    """Packs a dataset into a folder and a bucket, with an index for each way to read it: their names."""
+    import fsspec
+
+    from voxprior.commands import pack
+
+    here = index.parent
+    pack.run(index, str(here), here / "shard.json")
+    pack.run(index, str(here), here / "server.json", root=servers["server"])
+    if "bucket" in servers:
+        fsspec.config.conf["s3"] = {"endpoint_url": servers["bucket"]}
+        fsspec.filesystem("s3").mkdir("crops")
+        pack.run(index, "s3://crops/many", here / "bucket.json")
+    return ["index", "shard", *servers]
+
+
 def ranges(crops: int = 40) -> dict[str, Any]:
-    """Reads 96^3 crops of a volume of 240 x 266 x 266: its own file, a shard on the disk, a shard behind a server."""
+    """Reads 96^3 crops of a volume of 240 x 266 x 266: its own file, a shard, one behind a server, one in a bucket."""
     import multiprocessing
 
     import numpy as np
 
-    from voxprior.commands import pack
     from voxprior.data import cache, shards
 
     chance, shape = np.random.default_rng(0), (240, 266, 266)
     image = np.clip(chance.normal(2000, 20, (1, *shape)), 0, 4095).astype(np.int16)
     image[:, :, :40] = image[:, :, -40:] = 0  # air, a third
-    told: dict[str, Any] = {"crops": crops, "crop_vox": 96, "shape_zyx": shape}
+    told: dict[str, Any] = {"crops": crops, "crop_vox": 96, "shape_zyx": shape, "late_s": LATE_S}
+    asked: list[int] = []
+    real = shards._read_once
+
+    def counted(url: str, wanted: Any) -> list[bytes]:
+        asked.extend(end - start for start, end in wanted)
+        return real(url, wanted)
+
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         os.chdir(here)
@@ -325,42 +389,50 @@ def ranges(crops: int = 40) -> dict[str, Any]:
         entry = content["cases"][0] | {"label": None, "label_sha256": None}
         entry["image_sha256"] = cache.write_array(here / entry["image"], image, content["key"])
         (here / "index.json").write_text(json.dumps({**content, "cases": [entry]}))
-        context = multiprocessing.get_context("fork")
-        port = context.Queue()
-        server = context.Process(target=serve, args=(port,), daemon=True)
-        server.start()
-        url = f"http://127.0.0.1:{port.get()}"
-        pack.run(here / "index.json", str(here), here / "shard.json")
-        pack.run(here / "index.json", str(here), here / "server.json", root=url)
         told["file_bytes"] = (here / entry["image"]).stat().st_size
-        asked: list[int] = []
-        real = shards._read_once
-
-        def counted(url: str, wanted: Any) -> list[bytes]:
-            asked.extend(end - start for start, end in wanted)
-            return real(url, wanted)
-
+        context = multiprocessing.get_context("fork")
+        late_s, servers, running = context.Value("d", 0.0), {}, []
+        for name, serves in {"server": serve, **({"bucket": serve_bucket} if with_bucket() else {})}.items():
+            port = context.Queue()
+            running.append(context.Process(target=serves, args=(port, late_s), daemon=True))
+            running[-1].start()
+            servers[name] = f"http://127.0.0.1:{port.get()}"
+        names = packed(here / "index.json", servers)
         shards._read_once = counted
         corners = [tuple(int(n) for n in chance.integers(0, np.array(shape) - 95)) for _ in range(crops)]
-        seen = []
-        for name in ("index", "shard", "server"):
-            asked.clear()
-            cpu, wall, boxes = time.process_time(), time.perf_counter(), []
-            for corner in corners:
+
+        def read(name: str, count: int = crops) -> tuple[float, float, list[Any]]:
+            cpu, walls, boxes = time.process_time(), [], []
+            for corner in corners[:count]:
                 cache._open.cache_clear()  # among 100,000 cases none is met again soon
                 shards.open_array.cache_clear()
+                began = time.perf_counter()
                 boxes.append(cache.open_case(here / f"{name}.json", entry["case"]).read(corner, (96, 96, 96))[0])
+                walls.append(time.perf_counter() - began)
+            return (time.process_time() - cpu) / count, float(np.median(walls)), boxes
+
+        seen = []
+        for name in names:
+            read(name)  # connections and drivers are there
+            asked.clear()
+            cpu_s, wall_s, boxes = read(name)
             told[name] = {
-                "cpu_ms": round((time.process_time() - cpu) / crops * 1000, 2),
-                "wall_ms": round((time.perf_counter() - wall) / crops * 1000, 2),
+                "cpu_ms": round(cpu_s * 1000, 2),
+                "wall_ms": round(wall_s * 1000, 2),
                 "requests": round(len(asked) / crops, 1),
                 "bytes": round(sum(asked) / crops),
             }
+            if name in servers:
+                late_s.value = LATE_S
+                late = read(name, LATE_CROPS)[1]
+                late_s.value = 0.0
+                told[name]["in_a_row"] = round((late - read(name, LATE_CROPS)[1]) / LATE_S, 2)
             seen.append(boxes)
-        told["equal"] = all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*seen, strict=True))
-        server.terminate()
+        told["equal"] = all(np.array_equal(boxes, seen[0]) for boxes in seen)
+        for process in running:
+            process.terminate()
         os.chdir(ROOT)
-    told["cpu_ratio"] = {name: round(told[name]["cpu_ms"] / told["index"]["cpu_ms"], 1) for name in ("shard", "server")}
+    told["cpu_ratio"] = {name: round(told[name]["cpu_ms"] / told["index"]["cpu_ms"], 1) for name in names[1:]}
     return told
 
 
@@ -413,11 +485,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
+    parser.add_argument("--only", choices=["ranges"], help="measure this anew, and keep the rest of the output")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results/benchmarks/growth_cpu.json")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
+        return
+    if options.only:
+        from machine import write
+
+        kept = json.loads(options.output.read_text(encoding="utf-8"))
+        write(options.output, kept | {"ranges": ranges()})
         return
     told: dict[str, Any] = {
         "parts": [measured(name, options.counts) for name in options.parts],

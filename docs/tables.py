@@ -459,19 +459,25 @@ def growth() -> str:
 
 
 def shards() -> str:
-    """What a crop costs from a file, a shard and a server, from `growth_cpu.json`."""
+    """What a crop costs from a file, a shard, a server and a bucket, from `growth_cpu.json`."""
     told = json.loads((RESULTS / "benchmarks" / "growth_cpu.json").read_text(encoding="utf-8"))["ranges"]
-    names = {"index": "its own file", "shard": "a shard on the disk", "server": "a shard behind a web server"}
+    names = {
+        "index": "its own file",
+        "shard": "a shard on the disk",
+        "server": "a shard behind a web server",
+        "bucket": "a shard in a bucket (S3)",
+    }
     rows = []
     for name, title in names.items():
         one = told[name]
         asked = [f"{one['requests']:.0f}", f"{one['bytes'] / 1e6:.1f} MB"] if one["requests"] else ["", ""]
-        rows.append([title, *asked, f"{one['cpu_ms']:.1f}", f"{one['cpu_ms'] / told['index']['cpu_ms']:.1f}"])
-    head = ["a crop of 96³ from", "requests", "bytes", "CPU ms", "against its own file"]
+        waits = f"{one['in_a_row']:.1f}" if "in_a_row" in one else ""
+        rows.append([title, *asked, f"{one['cpu_ms']:.1f}", f"{one['cpu_ms'] / told['index']['cpu_ms']:.1f}", waits])
+    head = ["a crop of 96³ from", "requests", "bytes", "CPU ms", "against its own file", "answers waited for in a row"]
     size = " x ".join(map(str, told["shape_zyx"]))
     return (
         f"{table(head, rows)}\n\nOf a volume of {size} voxels, {told['file_bytes'] / 1e6:.1f} MB packed; equal bit by "
-        "bit. Each crop opens its volume anew."
+        "bit. Each crop opens its volume anew; server and bucket are on the same machine."
     )
 
 

@@ -284,7 +284,6 @@ def test_the_command_line_finds_the_server_by_fsspecs_own_settings(prepared, buc
     assert done.returncode == EXIT_REFUSED
     assert done.stderr.strip() == "voxprior: s3://typo/d: there is no bucket 'typo': make it, or correct the address"
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody answers
-    monkeypatch.setenv("FSSPEC_S3_RETRIES", "1")
     done = packed("pot/d")
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_RESUMABLE, 1), done.stderr
 

@@ -186,7 +186,7 @@ def _in_a_sentence(url: str, done: str) -> Iterator[None]:
         yield
     except (Refusal, Resumable):
         raise
-    except (*_known(FAMILIES), OSError, ValueError) as error:  # a setting that S3 does not take is a ValueError
+    except (*_known(FAMILIES), OSError, ValueError, TypeError) as error:  # settings are tried when first used
         said = f"{url} cannot be {done} ({_short(error)}): check the address"
         if _passes(error):
             raise Resumable(f"{said}, the network and your access") from error
