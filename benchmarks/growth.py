@@ -6,8 +6,9 @@ largest count costs at most twice as much a case as the middle one.
 
 The last part, `ranges`, reads crops of one prepared volume from a file of its own, a shard, a web server and a bucket,
 both on this machine: requests and bytes a crop, and time against the local file; and how many answers a crop waits for
-one after another, found by answers that come half a second late, beside which this machine's own time is little. The bucket needs moto[server] and s3fs, and is left out without them. `--only ranges` measures
-this part anew and keeps the others.
+one after another, found by answers that come three seconds late, beside which this machine's own time is little. The
+bucket needs moto[server] and s3fs, and is left out without them. `--only ranges` measures this part anew and keeps the
+others.
 """
 
 import argparse
@@ -300,7 +301,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-LATE_S, LATE_CROPS = 0.5, 12
+LATE_S, LATE_CROPS = 3.0, 5
 
 
 def serve(port: Any, late_s: Any) -> None:

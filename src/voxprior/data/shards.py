@@ -186,11 +186,16 @@ def _in_a_sentence(url: str, done: str) -> Iterator[None]:
         yield
     except (Refusal, Resumable):
         raise
-    except (*_known(FAMILIES), OSError, ValueError, TypeError) as error:  # settings are tried when first used
+    except _errors() as error:
         said = f"{url} cannot be {done} ({_short(error)}): check the address"
         if _passes(error):
             raise Resumable(f"{said}, the network and your access") from error
         raise Refusal(f"{said}, your access and the driver's settings") from error
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Lists what drivers raise when they cannot read or write; wrong settings are found out when first used."""
+    return (*_known(FAMILIES), OSError, ValueError, TypeError)
 
 
 def _short(error: BaseException) -> str:
