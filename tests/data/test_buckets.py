@@ -24,13 +24,17 @@ INSTEAD = "not installed: test_shards.py reads the same shards from a folder, fs
 moto_app = pytest.importorskip("moto.moto_server.werkzeug_app", reason=f"moto[server] is {INSTEAD}")
 s3fs = pytest.importorskip("s3fs", reason=f"s3fs is {INSTEAD}")
 
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+ANSWERS = {
+    "slow down": ("503 Slow Down", b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"),
+    "no upload": ("404 Not Found", b"<Error><Code>NoSuchUpload</Code><Message>The upload is gone.</Message></Error>"),
+}
 
 
 class Bucket:
     """Serves S3 on the loopback address; `asked` lists requests, `faults` are used up by those that have `only`.
 
-    Faults: 'slow down' (503), 'break' (half of the body, then the connection ends), 'hang' (no answer until the end).
+    Faults: 'slow down' (503), 'break' (half of the body, then the connection ends), 'hang' (no answer until the end),
+    'no upload' (404).
     """
 
     def __init__(self):
@@ -49,12 +53,11 @@ class Bucket:
         fault = self.faults.pop(0) if self.faults and self.only in told else ""
         if fault == "hang":
             self.over.wait(20)
-        if fault == "slow down":
+        if fault in ANSWERS:
+            status, content = ANSWERS[fault]
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(
-                "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))]
-            )
-            return [SLOW_DOWN]
+            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))])
+            return [content]
         body = self.app(environ, start_response)
         return self.half(body) if fault == "break" else body
 
@@ -170,6 +173,10 @@ def test_large_shards_are_sent_in_parts(prepared, bucket, tmp_path, monkeypatch)
     assert {f"partNumber={n}" in " ".join(bucket.asked) for n in (1, 2, 3)} == {True}
     assert not bucket.faults
     assert same(regions(prepared), regions(tmp_path / "far.json"))
+    bucket.faults, bucket.only = ["no upload"], "POST /pot/e/shard-00000.bin?uploadId"
+    with pytest.raises(Resumable, match="The upload is gone"):
+        pack.run(prepared, "s3://pot/e", tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_trouble_that_passes_is_waited_for(prepared, far, bucket):

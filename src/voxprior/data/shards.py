@@ -211,9 +211,11 @@ def _passes(error: BaseException) -> bool:
     """Tells whether an error may pass: no answer, too many requests, a server in trouble."""
     if isinstance(error, TimeoutError):
         return True
+    response = getattr(error.__cause__, "response", None) or {}  # of S3, whose driver raises an OSError from it
+    if response.get("Error", {}).get("Code") == "NoSuchUpload":  # a store ends what takes too long
+        return True
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | FileExistsError):
         return False
-    response = getattr(error.__cause__, "response", None) or {}  # of S3, whose driver raises an OSError from it
     status = getattr(error, "status", None) or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if status is not None:
         return status in (408, 429) or status >= 500
