@@ -91,3 +91,83 @@ def test_what_cannot_be_counted_is_one_sentence(asked, says):
     given = {"method": None, "backbone": None, "preset": "paper", **asked}
     with pytest.raises(Refusal, match=says):
         cost.run(None, given["method"], given["backbone"], given["preset"], None, None, 0.4, 989.0)
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+def say_finetune(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr(sys, "argv", ["voxprior", "finetune", "--dry-run", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    said = capsys.readouterr()
+    assert end.value.code in (0, None), said.err
+    return said.out
+
+
+def test_a_fine_tuning_tells_what_its_real_run_then_tells(tiny_study, tmp_path, monkeypatch, capsys):
+    import json
+
+    from voxprior.commands import finetune
+
+    card = tiny_study.card("finetune")
+    told = say_finetune(monkeypatch, capsys, "--card", card)
+    places = ["--index", "absent", "--splits", "absent", "--output", "x", "--work", "y", "--encoder", "z"]
+    assert say_finetune(monkeypatch, capsys, "--card", card, *places, "--no-compile", "--device", "cuda") == told
+    finetune.run(card, tiny_study.index, tiny_study.splits, tmp_path / "out", tmp_path / "work", None, 1, "cpu")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert numbers(told, "FLOPs")[0] == summary["flops_per_step"]
+    assert numbers(told, "parameters")[0] == summary["parameters"]
+    assert numbers(told, "voxels") == [16**3, summary["voxels_seen"]]
+    assert numbers(told, "steps") == [summary["steps"]]
+    twice = say_finetune(monkeypatch, capsys, "--card", card, "--batch-size", 4, "--steps", 8)
+    assert numbers(twice, "FLOPs")[0] == 2 * summary["flops_per_step"]
+    assert numbers(twice, "steps") == [8]
+
+
+def test_a_backbone_alone_is_counted_at_a_crop(monkeypatch, capsys):
+    told = say_finetune(monkeypatch, capsys, "--backbone", "stunet_b", "--crop", 96, 96, 96, "--classes", 14)
+    assert told.startswith("fine-tuning: stunet_b, 2 crops of 96x96x96 a step, 14 classes, bf16, adamw\n")
+    flops = numbers(told, "FLOPs")[0]
+    assert flops == pytest.approx(2.483e12, rel=1e-3)  # as `doctor --backbones` says
+    assert numbers(told, "GPU hours")[0] == pytest.approx(25_000 * flops / (0.3 * 989e12) / 3600, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "crop", "says"),
+    [
+        (None, (96, 96, 96), "either --card or --backbone"),
+        ("stunet_q", (96, 96, 96), "no config/backbones/stunet_q.yaml"),
+        ("stunet_b", (96, 96, 80), "multiples of 32 voxels: change --crop"),
+    ],
+)
+def test_a_fine_tuning_that_cannot_be_counted_is_one_sentence(backbone, crop, says):
+    from voxprior.commands import cost
+
+    with pytest.raises(Refusal, match=says):
+        cost.run_finetune(None, backbone, cost.Made(crop), 0.3, 989.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ([], "auto"),
+        (["--compile"], "on"),
+        (["--no-compile"], "off"),
+        (["--compile", "graphs"], "graphs"),
+        (["--compile", "auto"], "auto"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_compile_takes_a_word_or_none(stage, given, word, tmp_path, monkeypatch):
+    from voxprior.commands import finetune, pretrain
+
+    asked = []
+    for verb in (pretrain, finetune):
+        monkeypatch.setattr(verb, "run", lambda *arguments: asked.append(arguments[-1]))
+    file = tmp_path / "card.json"
+    file.write_text("{}")
+    places = [part for name in ("card", "index", "splits", "output", "work") for part in (f"--{name}", str(file))]
+    monkeypatch.setattr(sys, "argv", ["voxprior", stage, *given, *places, "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code in (0, None)
+    assert asked == [("cpu", word)]

@@ -13,6 +13,7 @@ from voxprior.engine.recompute import recompute_blocks
 from voxprior.engine.step import Learner, Plan, reduce_terms
 from voxprior.methods import load
 from voxprior.nets.backbones import Backbone
+from voxprior.segment import model as segment
 
 ROOT = Path(__file__).parents[2]
 VIT = {"patch_vox": 8, "width": 48, "depth": 3, "heads": 2, "mlp_ratio": 2.0, "decoder_channels": 4}
@@ -79,6 +80,24 @@ def test_less_is_kept_for_the_backward_pass(method, backbone, most, monkeypatch)
             assert recompute_blocks(model) > 3
         kept[twice] = kept_bytes(model, batch, key_B, monkeypatch)
     assert kept[True] < most * kept[False], kept[True] / kept[False]
+
+
+@pytest.mark.parametrize("backbone", [pair[1] for pair in PAIRS], ids=lambda there: there.name)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fine_tuning_has_the_losses_and_flops_of_blocks_computed_once(backbone, precision):
+    config, told = segment.Config((32, 32, 32)), {}
+    batch, key_B = fake_batch(segment.region(config), 2, CPU, labels=True)
+    torch.manual_seed(0)
+    batch["region_BCZYX"].random_(0, 1000)
+    batch["labels_BZYX"].random_(0, 3)
+    for twice in (False, True):
+        torch.manual_seed(0)
+        model = segment.Model(config, backbone.segmenter(3, config.crop_vox))
+        learner = Learner(model, Plan(100, Recipe(lr=1e-3), "card", Path(), CPU, precision, recompute=twice))
+        values = [learner.step(step, key_B, batch)[0] for step in (49, 50, 51)]
+        told[twice] = torch.stack(values), learner.flops
+    torch.testing.assert_close(told[True][0], told[False][0], rtol=1e-6, atol=1e-7)
+    assert told[True][1] == told[False][1] > 0
 
 
 def test_names_stay_and_blocks_without_gradient_are_left_alone():

@@ -10,21 +10,49 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import typer
 
+# Options of a training that its dry run takes too, and does not look at.
+_OF_TRAININGS = ("--index", "--splits", "--output", "--work", "--encoder", "--threads", "--device", "--processes")
+_COMPILE = ("auto", "off", "on", "graphs")
+
 
 class Verbs(typer.core.TyperGroup):
-    """Hands `pretrain --dry-run` to the verb that needs neither scans nor folders, without the options about these."""
+    """Understands what no option can say by itself.
+
+    `--dry-run` of a training goes to the verb that needs neither scans nor folders, without the options about these;
+    `--compile` without a word is `--compile on`, and `--no-compile` is `--compile off`.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Chooses the verb."""
-        if args[0] == "pretrain" and "--dry-run" in args:
-            kept, rest = ["cost"], iter(args[1:])
-            for word in rest:
-                if word in ("--index", "--splits", "--output", "--work", "--threads", "--device", "--processes"):
-                    next(rest, None)
-                elif word not in ("--dry-run", "--compile", "--no-compile"):
-                    kept.append(word)
-            args = kept
+        if args[0] in ("pretrain", "finetune"):
+            args = _with_words(args)
+            if "--dry-run" in args:
+                args = ["cost" if args[0] == "pretrain" else "cost-finetune", *_without_places(args[1:])]
         return super().resolve_command(ctx, args)
+
+
+def _with_words(args: list[str]) -> list[str]:
+    """Gives `--compile` its word."""
+    found: list[str] = []
+    for at, word in enumerate(args):
+        if word == "--no-compile":
+            found += ["--compile", "off"]
+        elif word == "--compile" and (at + 1 == len(args) or args[at + 1] not in _COMPILE):
+            found += ["--compile", "on"]
+        else:
+            found.append(word)
+    return found
+
+
+def _without_places(args: list[str]) -> list[str]:
+    """Leaves out the options of a training that its dry run does not need."""
+    kept, rest = [], iter(args)
+    for word in rest:
+        if word in (*_OF_TRAININGS, "--compile"):
+            next(rest, None)
+        elif word != "--dry-run":
+            kept.append(word)
+    return kept
 
 
 app = typer.Typer(
@@ -49,3 +77,16 @@ Work = Annotated[Path, typer.Option(help="folder for the state that an interrupt
 Threads = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Processes = Annotated[int, typer.Option(min=0, help="that share each batch, one per GPU; 0 and 1: this one alone")]
+Compiled = Annotated[
+    str,
+    typer.Option(
+        "--compile", metavar="auto|off|on|graphs", help="by torch; graphs: CUDA graphs too; --no-compile: off"
+    ),
+]
+
+
+def asked(device: str, compiled: str) -> Any:
+    """Puts together what is asked of the machine (`engine.ways.Asked`)."""
+    from voxprior.engine.ways import Asked
+
+    return Asked(device, compiled)

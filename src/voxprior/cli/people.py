@@ -60,6 +60,24 @@ def cost(
     verb.run(card, method, backbone, preset, voxels, batch_size, mfu, peak_tflops)
 
 
+@app.command("cost-finetune")
+def cost_finetune(
+    card: Annotated[Path | None, typer.Option(help="run card (JSON); or else", callback=there)] = None,
+    backbone: Annotated[str | None, typer.Option(help="a file of config/backbones")] = None,
+    crop: Annotated[tuple[int, int, int], typer.Option(help="voxels, Z Y X; only without a card")] = (96, 96, 96),
+    classes: Annotated[int, typer.Option(min=1, help="only without a card")] = 14,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: the card's, or 25,000")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="default: the card's, or 2")] = None,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="share of the peak that is reached")] = 0.3,
+    peak_tflops: Annotated[float, typer.Option(min=0.001, help="of the device; H100 in bfloat16: 989")] = 989.0,
+) -> None:
+    """Say what a fine-tuning costs: parameters, FLOPs, memory, steps, GPU hours. Also: finetune --dry-run."""
+    from voxprior.commands import cost as verb
+
+    made = verb.Made(crop, classes, steps, batch_size)
+    verb.run_finetune(card, backbone, made, mfu, peak_tflops)
+
+
 @app.command()
 def doctor(
     backbones: Annotated[bool, typer.Option("--backbones", help="what each network costs, instead")] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from voxprior.cli.options import Card, Device, In, Output, Processes, Threads, Work, app, there
+from voxprior.cli.options import Card, Compiled, Device, In, Output, Processes, Threads, Work, app, asked, there
 
 
 @app.command()
@@ -90,7 +90,7 @@ def pretrain(
     work: Work,
     threads: Threads = 1,
     device: Device = "auto",
-    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="default: on CUDA")] = None,
+    compiled: Compiled = "auto",
     processes: Processes = 1,
 ) -> None:
     """Pretrain one method without labels; with --dry-run only say what it would cost (see cost --help)."""
@@ -98,7 +98,7 @@ def pretrain(
     from voxprior.commands import pretrain as verb
 
     launch.run(processes)
-    verb.run(card, index, splits, output, work, threads, device, compiled)
+    verb.run(card, index, splits, output, work, threads, asked(device, compiled))
 
 
 @app.command()
@@ -111,14 +111,15 @@ def finetune(
     encoder: Annotated[Path | None, typer.Option(callback=there)] = None,
     threads: Threads = 1,
     device: Device = "auto",
+    compiled: Compiled = "auto",
     processes: Processes = 1,
 ) -> None:
-    """Train a segmentation network on one label budget, from a pretrained encoder or from scratch."""
+    """Fine-tune an encoder, or start from scratch, on one label budget; with --dry-run only say what it would cost."""
     from voxprior.commands import finetune as verb
     from voxprior.commands import launch
 
     launch.run(processes)
-    verb.run(card, index, splits, output, work, encoder, threads, device)
+    verb.run(card, index, splits, output, work, encoder, threads, asked(device, compiled))
 
 
 @app.command("predict-test")

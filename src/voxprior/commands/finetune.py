@@ -3,9 +3,12 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxprior.errors import Refusal
+
+if TYPE_CHECKING:
+    from voxprior.engine.ways import Asked
 
 _LEAST_CROPS, _MOST_CROPS = 4, 64  # of the val patients, two each
 
@@ -18,11 +21,12 @@ def run(
     work: Path,
     encoder: Path | None,
     threads: int,
-    device: str,
+    device: "str | Asked",
 ) -> None:
     """Fine-tunes and writes `model.safetensors`, `load_report.json`, journal, clock and `summary.json` into `output`.
 
-    One of several processes, as the environment says, takes its share of each batch; the first of them writes.
+    `device`: where, and how if that is asked for (`engine/ways.py`). One of several processes, as the environment says,
+    takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the encoder does not belong to the card or does not fit, the budget is not in the splits, or the loss
@@ -33,14 +37,15 @@ def run(
     from voxprior.data.cache import content_key
     from voxprior.data.files import sha256_of
     from voxprior.engine import device as devices
-    from voxprior.engine import group, kept, summary
+    from voxprior.engine import group, kept, summary, ways
     from voxprior.engine.loop import Plan, train
     from voxprior.nets.transfer import loaded
     from voxprior.segment import model as segment
     from voxprior.segment import rates
 
     card: cards.FinetuneCard = cards.read_card("finetune", card_path)
-    where = devices.pick(device, threads)
+    asked = ways.asked_of(device)
+    where = devices.pick(asked.device, threads)
     fold = _fold(splits, card.fold, card.budget)
     cases, watched = list(fold["budgets"][str(card.budget)]), list(fold["val"] if card.validations else [])
     made_from = {"index": index, "splits": splits, "encoder": encoder}
@@ -60,7 +65,8 @@ def run(
         batches = partial(_batches, card, index, cases, region, where.type == "cuda", threads // here.local_size)
         name = f"finetune {card.init}"
         rules = rates.rules(card.recipe, network.encoder, set(network.state_dict()) - set(report["fresh"]))
-        plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads)
+        how = ways.choose(asked, where, card.precision, card.steps, lambda: count(card, here.size))
+        plan = Plan(card.steps, card.recipe, key, work, where, card.precision, name, rules=rules, reads=reads, **how)
         outcome = train(model, batches, plan, _watch(card, index, watched, region, where))
     if here.rank:
         return
@@ -90,6 +96,21 @@ def _config(card: Any) -> Any:
     flip_zyx = (0.0, 0.0, 0.0 if has_sides(card.classes) else 0.5)
     overlapping = tuple(tuple(classes) for classes in memberships(card.regions))
     return Config(card.crop_vox, flip_zyx, ema=card.ema, regions=overlapping)
+
+
+def count(card: Any, processes: int = 1) -> Any:
+    """Counts a step of one of the processes on the meta device (`engine.estimate.Cost`)."""
+    import torch
+
+    from voxprior.engine import estimate
+    from voxprior.nets.backbones import Backbone
+    from voxprior.segment import model as segment
+
+    config, backbone = _config(card), Backbone(card.backbone, card.family, card.architecture, card.channels)
+    with torch.device("meta"):
+        model = segment.Model(config, backbone.segmenter(card.outputs, card.crop_vox))
+    samples = -(-card.batch_size // processes)
+    return estimate.cost(model, segment.region(config), samples, card.precision, card.recipe, labels=True)
 
 
 def _watch(card: Any, index: Path, cases: list[str], region: Any, where: Any) -> Any:

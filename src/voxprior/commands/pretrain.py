@@ -1,12 +1,14 @@
 """`voxprior pretrain`: one method, one backbone, one fold, no labels."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxprior.errors import Refusal
+
+if TYPE_CHECKING:
+    from voxprior.engine.ways import Asked
 
 _PICTURES = 3
 
@@ -18,14 +20,13 @@ def run(
     output: Path,
     work: Path,
     threads: int,
-    device: str,
-    compiled: bool | None = None,
+    device: "str | Asked",
 ) -> None:
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
     `indexes`: the study's own dataset first, then those that are only pretrained on, all of their cases.
-    `compiled`: whether torch compiles the networks; None: on CUDA, where it can. One of several processes, as the
-    environment says, takes its share of each batch; the first of them writes.
+    `device`: where, and how if that is asked for (`engine/ways.py`). One of several processes, as the environment says,
+    takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
@@ -36,13 +37,14 @@ def run(
     from voxprior.data.cache import content_key
     from voxprior.data.loaders import regions
     from voxprior.engine import device as devices
-    from voxprior.engine import group, kept, summary
+    from voxprior.engine import group, kept, summary, ways
     from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
-    from voxprior.engine.step import Plan
+    from voxprior.engine.step import Plan, as_written
 
     card: cards.PretrainCard = cards.read_card("pretrain", card_path)
-    where = devices.pick(device, threads)
+    asked = ways.asked_of(device)
+    where = devices.pick(asked.device, threads)
     index, pool, others = _pool(indexes, splits, card.fold)
     key, reads = cards.card_hash(card), content_key(index, pool, *(content_key(*other) for other in others))
     size, cuda = card.pretrain.batch_size, where.type == "cuda"
@@ -57,7 +59,10 @@ def run(
             # On the CPU workers would take the cores that compute.
             workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), **group.share(),
         )  # fmt: skip
-        how = {"rules": rules, "reads": reads} | _ways(card, card_path, compiled, where)
+        how = ways.choose(asked, where, card.pretrain.precision, steps, lambda: _count(card, card_path, here.size)) | {
+            "rules": rules,
+            "reads": reads,
+        }
         plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
         before = _measures(model)
         outcome = train(model, lambda start: replace(stream, start_step=start), plan)
@@ -69,7 +74,9 @@ def run(
     _write_pictures(output / "pictures.npz", model, first, plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
-    told |= {"measured": {"start": before, "end": _measures(model)}, "moved": _moved(model, build(card, card_path)[0])}
+    with as_written(plan.compiler is not None):
+        told |= {"measured": {"start": before, "end": _measures(model)}}
+    told |= {"moved": _moved(model, build(card, card_path)[0])}
     summary.publish(output, plan, told, ["encoder.safetensors", "pictures.npz"])
 
 
@@ -160,39 +167,13 @@ def recipe_of(card: Any, card_path: Path) -> Any:
     return validated(Recipe, content, f"{card_path}: recipe of {card.method}", "correct the method's numbers")
 
 
-def _compiler(asked: bool | None, where: Any) -> str | None:
-    """Names the backend of `torch.compile`, or None; says so where CUDA is there and cannot be used to the full."""
-    from voxprior.engine.device import can_compile
-
-    able = can_compile(where)
-    if asked is None and where.type == "cuda" and not able:
-        print("voxprior: not compiled: torch.compile needs Triton and a C compiler here", file=sys.stderr)
-    return "inductor" if asked or (asked is None and able) else None
-
-
-def _ways(card: Any, card_path: Path, compiled: bool | None, where: Any) -> dict[str, Any]:
-    """Chooses how the same numbers are computed: compiled or not, blocks once or twice."""
-    return {"compiler": _compiler(compiled, where), "recompute": _short_of_memory(card, card_path, where)}
-
-
-def _short_of_memory(card: Any, card_path: Path, where: Any) -> bool:
-    """Tells whether blocks must be computed twice for a step to fit a GPU, and says so."""
-    import torch
-
+def _count(card: Any, card_path: Path, processes: int) -> Any:
+    """Counts a step of one of the processes on the meta device."""
     from voxprior.engine import estimate
 
-    if where.type != "cuda":
-        return False
     model, region, _ = build(card, card_path, on="meta")
-    asked, room = card.pretrain, torch.cuda.get_device_properties(where).total_memory
-    cost = estimate.cost(model, region, asked.batch_size, asked.precision, recipe_of(card, card_path))
-    if short := estimate.short_of(room, cost):
-        print(
-            f"voxprior: warning: a step would take {cost.memory_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}: blocks "
-            "are computed again in the backward pass, which takes a third longer",
-            file=sys.stderr,
-        )
-    return short
+    samples = -(-card.pretrain.batch_size // processes)
+    return estimate.cost(model, region, samples, card.pretrain.precision, recipe_of(card, card_path))
 
 
 def _measures(model: Any) -> dict[str, float]:
@@ -228,6 +209,7 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     import torch
 
     from voxprior.engine.device import autocast
+    from voxprior.engine.step import as_written
     from voxprior.whole import whole
 
     _, key_B, batch = first
@@ -238,8 +220,7 @@ def _write_pictures(path: Path, model: Any, first: tuple[int, Any, dict[str, Any
     if hasattr(model, "pictures"):
         model.eval()
         # Another batch size and mode: not worth compiling again.
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, torch.no_grad(), autocast(plan.device, plan.precision):
+        with as_written(plan.compiler is not None), torch.no_grad(), autocast(plan.device, plan.precision):
             shown = model.pictures(model.views(batch, key_B.to(plan.device)))
     arrays = {name: value[:_PICTURES].float().cpu().numpy() for name, value in shown.items()}
     with whole(path) as part, open(part, "wb") as file:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from voxprior.engine.flops import counter
 from voxprior.engine.recompute import around, watchers
@@ -37,6 +39,7 @@ class Cost:
     parameters: trainable ones; `encoder`: those that segmentation inherits; `teacher`: those that follow.
     flops: of a step in the middle of the run: matrix products, convolutions and attention, two per multiply-add.
     saved_bytes: what autograd keeps from the forward pass for the backward pass, each storage once, weights left out.
+    kernels: operations of forward and backward pass that compute something, each a launch as they are written.
     """
 
     parameters: int
@@ -48,6 +51,7 @@ class Cost:
     optimiser_bytes: int
     saved_bytes: int
     input_bytes: int
+    kernels: int
 
     @property
     def memory_bytes(self) -> int:
@@ -99,7 +103,27 @@ class _AsOnAGpu(TorchFunctionMode):
         return value.to(to) if self.bf16 and floating else value
 
 
-def fake_batch(region: Region, samples: int, device: torch.device = META, channels: int = 1) -> tuple[Batch, Tensor]:
+class _Kernels(TorchDispatchMode):
+    """Counts operations, but not those that only look at their input in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        """Runs the operation and counts it."""
+        made = function(*given, **(named or {}))
+        places = {part.untyped_storage()._cdata for part in tree_leaves((given, named)) if isinstance(part, Tensor)}
+        writes = [part for part in tree_leaves(made) if isinstance(part, Tensor)]
+        fresh = any(part.untyped_storage()._cdata not in places for part in writes)
+        empty = function.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        self.count += (fresh or bool(writes and function._schema.is_mutable)) and not empty
+        return made
+
+
+def fake_batch(
+    region: Region, samples: int, device: torch.device = META, channels: int = 1, labels: bool = False
+) -> tuple[Batch, Tensor]:
     """Makes a batch as the loader hands it over, without content on the meta device, and its keys (B,)."""
     batch = {
         "region_BCZYX": torch.zeros(samples, channels, *region.size_vox, dtype=torch.int16, device=device),
@@ -110,6 +134,8 @@ def fake_batch(region: Region, samples: int, device: torch.device = META, channe
     }
     for axis, side in enumerate(region.size_vox):
         batch["valid_hi_B3"][:, axis] = side
+    if labels:
+        batch["labels_BZYX"] = torch.zeros(samples, *region.size_vox, dtype=torch.uint8, device=device)
     return batch, torch.arange(samples, device=device)
 
 
@@ -117,7 +143,7 @@ def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recipe) -> Cost:
+def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recipe, labels: bool = False) -> Cost:
     """Counts a step of `samples` samples, at 0.5 of the run, when every part of a method is at work.
 
     Args:
@@ -126,8 +152,9 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         samples: per step.
         precision: fp32 or bf16. Attention is taken to be fused in both.
         recipe: its optimiser holds two numbers per trainable parameter (AdamW) or one (LARS).
+        labels: the loader reads label maps too.
     """
-    batch, key_B = fake_batch(region, samples, channels=model.encoder.channels_in)
+    batch, key_B = fake_batch(region, samples, channels=model.encoder.channels_in, labels=labels)
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     saved: dict[int, int] = {}
     kept = []  # a storage that is let go would give its address to the next one
@@ -141,7 +168,7 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
 
     with torch.no_grad():
         views = model.train().views(batch, key_B)
-    with counter() as counted:
+    with _Kernels() as kernels, counter() as counted:
         watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         watchers.append(keep)
         with watched, _AsOnAGpu(precision == "bf16"):
@@ -164,6 +191,7 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         optimiser_bytes=_bytes(trained) * (1 if recipe.optimiser == "lars" else 2),
         saved_bytes=saved_bytes,
         input_bytes=_bytes([*batch.values(), *seen]),
+        kernels=kernels.count,
     )
 
 

@@ -19,7 +19,7 @@ from voxprior.engine import state as states
 from voxprior.engine.device import peak_flops
 from voxprior.engine.energy import Meter
 from voxprior.engine.journal import Damaged, Journal, Nowhere, progress
-from voxprior.engine.step import Learner, Plan
+from voxprior.engine.step import Learner, Plan, as_written
 from voxprior.errors import Refusal, Resumable
 from voxprior.maths.batch import Batch
 from voxprior.maths.schedules import progress_of
@@ -151,8 +151,9 @@ class _Run(Learner):
         self.clock.write(seen | speed)
 
     def look(self, watch: Watch) -> dict[str, float]:
-        """Measures the model as it is."""
-        with fsdp.opened(self.reduced) if self.divided else nullcontext():
+        """Measures the model as it is; uncompiled, for its other mode and sizes are not worth compiling."""
+        opened = fsdp.opened(self.reduced) if self.divided else nullcontext()
+        with opened, as_written(self.plan.compiler is not None):
             return watch.measure(self.model)
 
     def consider(self, seen: dict[str, float], patience: int) -> None:

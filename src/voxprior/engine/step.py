@@ -5,6 +5,7 @@ A model offers `views`, `forward` and `after_step` (`methods/contract.py`).
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -183,8 +184,19 @@ def compile_networks(model: nn.Module, backend: str) -> None:
     The networks and not the model: what a method decides between them, from `progress` or from a count that follows
     it, is Python that changes from step to step, and every change would compile the model again. Networks see tensors
     of a few fixed shapes. Parts without weights are compiled where they say `compiled = True`. Names of parameters stay
-    as they are. `graphs`: inductor, and each network is replayed as one CUDA graph, for steps so small that launching
-    their kernels takes longer than running them.
+    as they are.
+
+    `graphs`: inductor, and the kernels of each network are replayed as a CUDA graph, for steps so small that launching
+    them takes longer than running them. What torch's graph trees ask for, and why it holds here:
+    - A graph is recorded for fixed shapes, strides and addresses of weights: networks see the same in every step (a
+      test), and optimiser, teacher and loaded states write weights in place.
+    - A network may be called several times before the backward pass: each call is a node of its own in a tree, and
+      what an earlier one gave stays valid while anybody holds it.
+    - Outputs and gradients are written over in the next step, which `cudagraph_mark_step_begin` announces: none
+      outlives its step (a test). Gradients are set to None, a teacher's answer is a copy.
+    - Operations on the host inside a network would end the graph there: there are none (a test).
+    - Recomputed blocks are part of the backward graph. Gradients that other processes add to were not tried.
+    Source: torch 2.13, `torch/_inductor/cudagraph_trees.py`, its header and `CUDAGraphTreeManager`.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     if backend == GRAPHS:
@@ -194,6 +206,11 @@ def compile_networks(model: nn.Module, backend: str) -> None:
             compile_networks(part, backend)
         elif any(True for _ in part.parameters()) or getattr(part, "compiled", False):
             part.forward = torch.compile(_own(part.forward, name), **how)
+
+
+def as_written(compiled: bool = True) -> AbstractContextManager[Any]:
+    """Has compiled networks run as they are written; does nothing, and imports no compiler, where none is."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class Learner:
@@ -233,12 +250,13 @@ class Learner:
         """
         key_B, batch = self.upload(key_B, batch)
         if self.plan.compiler == GRAPHS:
+            # What the graphs gave in the step before may be written over from here on; nothing of it is kept.
             torch.compiler.cudagraph_mark_step_begin()
         views = self.views(key_B, batch)
         if step in self.plan.counted_steps:
             # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
             # are not counted: how many samples an augmentation works on depends on the device.
-            with counter() as counted, torch.compiler.set_stance("force_eager"):
+            with counter() as counted, as_written():
                 values = self._learn(step, views)
             self.flops = max(self.flops, counted.get_total_flops() * self.member.size)
             return values
@@ -253,6 +271,12 @@ class Learner:
             raise Refusal(
                 f"{self.plan.label}: torch could not compile the networks ({said}): use --no-compile"
             ) from error
+        except RuntimeError as error:
+            # "operation not permitted when stream is capturing", "CUDAGraphs that has been overwritten", ...
+            if self.plan.compiler != GRAPHS or not re.search("captur|cuda ?graph", str(error), re.IGNORECASE):
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise Refusal(f"{self.plan.label}: no CUDA graphs here ({said}): use --compile on") from error
 
     def views(self, key_B: Tensor, batch: Batch) -> Any:
         """Makes what the step sees, from a batch on the device."""
