@@ -7,6 +7,7 @@ from torch import nn
 
 from voxprior.maths import augment, chance
 from voxprior.maths.boxes import Region
+from voxprior.segment import loss
 from voxprior.segment import model as segment
 
 CROP = (8, 8, 12)
@@ -41,6 +42,10 @@ def logits_of(samples: int = 2):
     return torch.randn(samples, 3, *CROP, generator=torch.Generator().manual_seed(1))
 
 
+def terms_of(model, logits_BCZYX, labels_BZYX):
+    return model.terms(logits_BCZYX.shape[:2], *model.loss.sums(logits_BCZYX, labels_BZYX))
+
+
 def mean(term):
     return term.sum / term.count
 
@@ -58,7 +63,7 @@ def test_loss_equals_monais_dice_ce_where_all_is_labelled():
     labels[1] = 0  # one sample without any organ, and one without the second
     labels[2][labels[2] == 2] = 0
     ours, theirs = logits_of(3).requires_grad_(), logits_of(3).requires_grad_()
-    terms = segment.Model(segment.Config(CROP), Net()).terms(ours, labels)
+    terms = terms_of(segment.Model(segment.Config(CROP), Net()), ours, labels)
     loss = mean(terms["dice"]) + mean(terms["ce"])
     expected = losses.DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(theirs, labels[:, None])
     torch.testing.assert_close(loss, expected)
@@ -80,8 +85,10 @@ def test_unlabelled_voxels_change_neither_loss_nor_gradient():
     changed = logits_of()
     changed[..., 6:] = 50 * torch.randn(changed[..., 6:].shape)
     for name in ("dice", "ce"):
-        torch.testing.assert_close(mean(model.terms(whole, labels)[name]), mean(model.terms(changed, labels)[name]))
-    terms = model.terms(whole, labels)
+        torch.testing.assert_close(
+            mean(terms_of(model, whole, labels)[name]), mean(terms_of(model, changed, labels)[name])
+        )
+    terms = terms_of(model, whole, labels)
     (terms["dice"].sum + terms["ce"].sum).backward()
     assert (whole.grad[..., 6:] == 0).all()
     assert (whole.grad[..., :6] != 0).any()
@@ -89,7 +96,7 @@ def test_unlabelled_voxels_change_neither_loss_nor_gradient():
 
 
 def test_a_crop_without_any_label_gives_finite_terms():
-    terms = segment.Model(segment.Config(CROP), Net()).terms(logits_of(), torch.full((2, *CROP), 255).byte())
+    terms = terms_of(segment.Model(segment.Config(CROP), Net()), logits_of(), torch.full((2, *CROP), 255).byte())
     assert terms["ce"].count == 0
     assert terms["ce"].sum == 0
     assert torch.isfinite(terms["dice"].sum)
@@ -98,7 +105,7 @@ def test_a_crop_without_any_label_gives_finite_terms():
 def test_a_perfect_prediction_costs_nothing():
     labels = batch()["labels_BZYX"]
     logits = 100 * nn.functional.one_hot(labels.long(), 3).movedim(-1, 1).float()
-    terms = segment.Model(segment.Config(CROP), Net()).terms(logits, labels)
+    terms = terms_of(segment.Model(segment.Config(CROP), Net()), logits, labels)
     assert mean(terms["dice"]) < 1e-6
     assert mean(terms["ce"]) < 1e-6
 
@@ -106,8 +113,8 @@ def test_a_perfect_prediction_costs_nothing():
 def test_terms_of_two_halves_add_up_to_the_whole():
     """What makes the loss independent of how samples are spread over processes."""
     model, labels = segment.Model(segment.Config(CROP), Net()), batch()["labels_BZYX"]
-    whole = model.terms(logits_of(), labels)
-    halves = [model.terms(logits_of()[i : i + 1], labels[i : i + 1]) for i in (0, 1)]
+    whole = terms_of(model, logits_of(), labels)
+    halves = [terms_of(model, logits_of()[i : i + 1], labels[i : i + 1]) for i in (0, 1)]
     for name, term in whole.items():
         torch.testing.assert_close(term.sum, halves[0][name].sum + halves[1][name].sum)
         assert term.count == halves[0][name].count + halves[1][name].count
@@ -126,7 +133,7 @@ def test_deep_supervision_halves_per_level_and_adds_up_to_1():
 def test_shrunk_labels_are_labels():
     labels = batch()["labels_BZYX"]
     labels[0, 0] = 255
-    small = segment.shrink(labels, (4, 4, 6))
+    small = loss.shrink(labels, (4, 4, 6))
     assert small.dtype == torch.uint8
     assert torch.equal(small, labels[:, 1::2, 1::2, 1::2])
 
@@ -160,6 +167,39 @@ def test_image_and_labels_move_together():
     shown, known = views.volume_BCZYX[:, 0] > 0.5, views.labels_BZYX != 255
     assert ((shown == (views.labels_BZYX == 1)) | ~known).float().mean() > 0.97
     assert not torch.equal(views.labels_BZYX, labels)
+
+
+@pytest.mark.parametrize("bent", [0.0, 0.7], ids=["straight", "bent"])
+def test_augmentation_compiled_is_augmentation_as_written(bent):
+    """Written, the CPU takes numba's loops and the drawn samples alone; compiled, it does what a GPU does."""
+    often = dict.fromkeys(("blur", "brightness", "low_resolution", "contrast", "gamma", "gamma_inverted", "noise"), 0.6)
+    config = segment.Config(CROP, (0.5, 0.5, 0.5), augment.Spatial(turn=0.6, scale=0.6, elastic=bent), **often)
+    samples, key_B = batch(6), chance.keys(0, 3, torch.arange(6))
+    samples["labels_BZYX"] = samples["labels_BZYX"][:, :2, :2, :3].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    samples["labels_BZYX"] = samples["labels_BZYX"].repeat_interleave(4, 3)
+    samples["valid_hi_B3"][:, 2] = 10
+    model = segment.Model(config, Net())
+    torch.compiler.reset()
+    written = model.views(samples, key_B)
+    compiled = torch.compile(model.augmentation.forward, backend="aot_eager", fullgraph=True)(samples, key_B)
+    torch.testing.assert_close(compiled[0], written.volume_BCZYX, rtol=0, atol=2e-4)
+    assert (compiled[1] != written.labels_BZYX).float().mean() < 2e-3
+    assert compiled[1].dtype == torch.uint8 and (compiled[1] == 255).any()
+
+
+@pytest.mark.parametrize("regions", [(), ((1,), (1, 2))], ids=["exclusive", "overlapping"])
+def test_loss_compiled_is_loss_as_written(regions):
+    torch.compiler.reset()
+    labels, model = batch()["labels_BZYX"], segment.Model(segment.Config(CROP, regions=regions), Net())
+    channels = 2 if regions else 3
+    told = []
+    for way in (model.loss.forward, torch.compile(model.loss.forward, backend="aot_eager", fullgraph=True)):
+        levels = [logits_of()[:, :channels].requires_grad_(), logits_of()[:, :channels, ::2, ::2, ::2].requires_grad_()]
+        leaves = [level.detach().requires_grad_() for level in levels]
+        sums = way(leaves, labels)
+        sum(dice + ce for dice, ce, _ in sums).backward()
+        told.append((sums, [leaf.grad for leaf in leaves]))
+    torch.testing.assert_close(*told)
 
 
 # ------------------------------------------------------------------------------------------ averaged weights, monitor

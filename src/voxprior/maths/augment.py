@@ -2,8 +2,8 @@
 
 The effects are those of nnU-Net v2: rotation, scale, elastic bending, mirroring, noise, blur, brightness, contrast, low
 resolution, gamma. What happens to a sample depends on its key alone, not on the batch around it. On the CPU the spatial
-part and the noise run in compiled loops (`kernels`), elsewhere in torch: the same keys give the same result up to
-rounding (a test), and everything but the noise is drawn bit-equal.
+part and the noise run in compiled loops (`kernels`), elsewhere, and where torch compiles, in array operations: the same
+keys give the same result up to rounding (a test), and everything but the noise is drawn bit-equal.
 
 Source: Isensee et al., "nnU-Net", Nature Methods 2021, supplementary note 2; version 2's numbers where they differ.
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from voxprior.maths import chance
-from voxprior.maths.intensity import along, gaussian, sometimes
+from voxprior.maths.intensity import along, drawn_alone, gaussian, sometimes
 
 UNKNOWN = 255
 TIE = 1e-6  # label l counts this times l less, so that equal shares go to the lowest whatever the rounding
@@ -49,12 +49,11 @@ def _between(key_B: Tensor, stream: str, low: float, high: float, shape: tuple[i
     return low + (high - low) * chance.uniform(key_B, stream, shape)
 
 
-def _put(old_B: Tensor, rows: Tensor, drawn: Tensor, new: Tensor) -> Tensor:
-    """Replaces the listed samples by `new` where the effect is drawn for them."""
-    if old_B.device.type == "cpu":  # all that are listed are drawn
+def _put(old_B: Tensor, rows: Tensor | slice, drawn: Tensor, new: Tensor) -> Tensor:
+    """Replaces the rows, those of samples that the effect is drawn for, or all, by `new` where it is drawn."""
+    if isinstance(rows, Tensor):
         return new if len(rows) == len(old_B) else old_B.index_copy(0, rows, new)
-    drawn = drawn.view(-1, *[1] * (new.dim() - 1))
-    return old_B.index_copy(0, rows, torch.where(drawn, new, old_B[rows]))
+    return torch.where(drawn.view(-1, *[1] * (new.dim() - 1)), new, old_B)
 
 
 def _per_sample(value_B: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def flip(value_BZYX: Tensor, flipped_B3: Tensor) -> Tensor:
     Mirroring X swaps left and right organs. The CPU moves what is mirrored and no more; elsewhere each voxel is chosen
     from both, because asking would make the host wait for the device. The result is the same.
     """
-    if value_BZYX.device.type == "cpu":
+    if drawn_alone(flipped_B3):
         axes_B = [[axis - 3 for axis, drawn in enumerate(row) if drawn] for row in flipped_B3.tolist()]
         return torch.stack([value.flip(axes) for value, axes in zip(value_BZYX, axes_B, strict=True)])
     for axis in range(3):
@@ -103,9 +102,9 @@ def spatial(
         chance.uniform(key_B, f"augment/{name}/gate") < probability
         for name, probability in (("turn", how.turn), ("scale", how.scale), ("elastic", how.elastic))
     )
-    # On the CPU the drawn ones alone; elsewhere asking which would make the host wait.
-    rows, drawn = torch.arange(len(key_B), device=key_B.device), turned_B | scaled_B | bent_B
-    if key_B.device.type == "cpu":
+    rows: Tensor | slice = slice(None)
+    drawn = turned_B | scaled_B | bent_B
+    if drawn_alone(key_B):
         rows = drawn.nonzero()[:, 0]
         if len(rows) == 0:
             return volume_BCZYX, labels_BZYX
@@ -161,7 +160,7 @@ def warp(
     matrix_B33 = matrix_B33.flip(1, 2) * spacing_mm_B3[:, None, :] / spacing_mm_B3[:, :, None]
     middle_B3 = torch.stack([torch.full_like(spacing_mm_B3[:, 0], (n - 1) / 2) for n in labels_BZYX.shape[1:]], dim=1)
     map_B34 = torch.cat([matrix_B33, (middle_B3[:, :, None] - matrix_B33 @ middle_B3[:, :, None])], dim=2)
-    if volume_BCZYX.device.type == "cpu":
+    if drawn_alone(volume_BCZYX):
         return _warp_on_cpu(volume_BCZYX, labels_BZYX, map_B34, shift_B3ZYX)
     axes = [torch.arange(n, device=map_B34.device, dtype=torch.float32) for n in labels_BZYX.shape[1:]]
     grid_3ZYX = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -295,7 +294,7 @@ def noise(volume_BCZYX: Tensor, key_B: Tensor, probability: float, deviation: fl
 
 def _normal(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     """Draws `chance.normal`'s numbers; on the CPU by a compiled loop, far faster than 64-bit array operations."""
-    if key_B.device.type != "cpu":
+    if not drawn_alone(key_B):
         return chance.normal(key_B, stream, shape)
     from voxprior.maths import kernels
 

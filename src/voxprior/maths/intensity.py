@@ -25,6 +25,14 @@ def _between(key_B: Tensor, stream: str, limits: tuple[float, float]) -> Tensor:
     return (limits[0] + (limits[1] - limits[0]) * chance.uniform(key_B, stream)).view(-1, 1, 1, 1, 1)
 
 
+def drawn_alone(key_B: Tensor) -> bool:
+    """Tells whether to work on the samples that an effect is drawn for, and on no others.
+
+    So on the CPU. Elsewhere asking which they are would make the host wait, and a compiler must not ask.
+    """
+    return key_B.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def sometimes(
     volume_BCZYX: Tensor, key_B: Tensor, stream: str, probability: float, effect: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
@@ -32,8 +40,7 @@ def sometimes(
     if probability == 0:
         return volume_BCZYX
     drawn_B = chance.uniform(key_B, stream + "/gate") < probability
-    if key_B.device.type == "cpu" and not torch.compiler.is_compiling():
-        # On the CPU the drawn ones alone are worked on; elsewhere asking which would make the host wait.
+    if drawn_alone(key_B):
         rows = drawn_B.nonzero()[:, 0]
         return volume_BCZYX.index_copy(0, rows, effect(volume_BCZYX[rows], key_B[rows])) if len(rows) else volume_BCZYX
     return torch.where(drawn_B.view(-1, 1, 1, 1, 1), effect(volume_BCZYX, key_B), volume_BCZYX)
