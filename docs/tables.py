@@ -104,6 +104,49 @@ def predicted(told: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{says}"
 
 
+def finetune_gpu() -> str:
+    """Steps of fine-tuning on a GPU: predicted, or measured on the device that `finetune_*.json` names."""
+    folder, parts = RESULTS / "benchmarks", []
+    told = json.loads((folder / "finetune_gpu_predicted.json").read_text(encoding="utf-8"))
+    names, rows = list(told["gpus"]), []
+    plain, apart = "bf16 compiled", "bf16 compiled, augmentation as written"
+    for arm in told["arms"]:
+        ways = [arm[name] for name in names]
+        gib = [f"{arm[name] / 2**30:.1f}" for name in ("memory_bytes", "memory_bytes_recomputed")]
+        rows.append(
+            [
+                f"`{arm['backbone']}`, {arm['crop_vox']}³ x {arm['samples']}",
+                f"{arm['flops'] / 1e12:.2f}",
+                " / ".join(gib),
+                " / ".join(str(arm["fits"][name]) for name in names),
+                " / ".join(short(way[plain]["ms"]) for way in ways),
+                " / ".join(f"{way[plain]['samples_per_second']:.0f}" for way in ways),
+                " / ".join(f"{way[plain]['mfu']:.0%}" for way in ways),
+                " / ".join(f"{way[plain]['augmentation_share']:.1%}" for way in ways),
+                f"{ways[0][apart]['augmentation_share']:.0%}",
+                f"{ways[0]['bf16 eager']['ms'] / ways[0][plain]['ms']:.1f}",
+                f"{ways[0]['fp32 eager']['ms'] / ways[0][plain]['ms']:.1f}",
+            ]
+        )
+    head = ["network, crop, crops a step", "TFLOP", "GiB / recomputed", "crops that fit", f"ms, {' / '.join(names)}"]
+    head += ["crops/s", "MFU", "augmentation", "as written", "bf16 eager", "fp32 eager"]
+    parts.append(
+        f"{table(head, rows)}\n\n**Predicted, not measured**: bfloat16, compiled, {told['classes']} classes, with what "
+        "the table above assumes. Augmentation: share of the step, compiled and, on H100, as written. Eager: times the "
+        "compiled step, on H100."
+    )
+    for path in sorted(folder.glob("finetune_*_paper.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            [f"`{arm['backbone']}`, {arm['crop_vox']}³ x {arm['samples']}", way, *numbers(run), right(arm)]
+            for arm in told["arms"]
+            for way, run in arm["ways"].items()
+        ]
+        head = ["network, crop, crops a step", "way", "ms a step", "from host", "crops/s", "MFU", "device busy"]
+        parts.append(f"{table([*head, 'kernels', 'GiB', 'numbers'], rows)}\n\n{told['device']}, {told['date']}.")
+    return "\n\n".join(parts)
+
+
 def short(value: float) -> str:
     """Writes milliseconds with two digits that matter."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
@@ -556,6 +599,7 @@ PAGES = {
     "performance.md": {
         "steps": steps,
         "gpu": gpu,
+        "finetune gpu": finetune_gpu,
         "data": data,
         "room": room,
         "prediction": prediction,

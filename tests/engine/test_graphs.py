@@ -51,7 +51,7 @@ def made(name, backbone, device=CPU):
 
 
 def plan(compiler=GRAPHS):
-    return Plan(100, Recipe(lr=1e-3), "card", Path(), CPU, "bf16", compiler=compiler)
+    return Plan(100, Recipe(lr=1e-3), "card", Path(), CPU, compiler=compiler)
 
 
 class Notes:

@@ -120,7 +120,8 @@ def test_the_label_map_is_one_hot_linear_on_both_ways(bent):
     axes = [torch.arange(n, dtype=torch.float32) for n in size]
     at = torch.einsum("ij,jzyx->izyx", map_34[:, :3].float(), torch.stack(torch.meshgrid(*axes, indexing="ij")))
     at = at + map_34[:, 3, None, None, None].float()
-    image_2, moved_2 = augment._look_up(volume, labels[None], (at if shift is None else at + shift[0])[None])
+    at = at if shift is None else at + shift[0]
+    image_2, moved_2 = augment._look_up(volume, labels[None], [one[None] for one in at])
     torch.testing.assert_close(image, image_2, rtol=0, atol=1e-4)
     assert (moved != moved_2).double().mean() < 1e-3
 

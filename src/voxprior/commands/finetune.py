@@ -3,12 +3,9 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from voxprior.errors import Refusal
-
-if TYPE_CHECKING:
-    from voxprior.engine.ways import Asked
 
 _LEAST_CROPS, _MOST_CROPS = 4, 64  # of the val patients, two each
 
@@ -21,12 +18,12 @@ def run(
     work: Path,
     encoder: Path | None,
     threads: int,
-    device: "str | Asked",
+    device: str | tuple[str, str],
 ) -> None:
     """Fine-tunes and writes `model.safetensors`, `load_report.json`, journal, clock and `summary.json` into `output`.
 
-    `device`: where, and how if that is asked for (`engine/ways.py`). One of several processes, as the environment says,
-    takes its share of each batch; the first of them writes.
+    `device`: its name, or that and how to compile (`engine.ways.Asked`). One of several processes, as the environment
+    says, takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the encoder does not belong to the card or does not fit, the budget is not in the splits, or the loss

@@ -1,14 +1,13 @@
 """`voxprior pretrain`: one method, one backbone, one fold, no labels."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from voxprior.errors import Refusal
-
-if TYPE_CHECKING:
-    from voxprior.engine.ways import Asked
 
 _PICTURES = 3
 
@@ -20,13 +19,13 @@ def run(
     output: Path,
     work: Path,
     threads: int,
-    device: "str | Asked",
+    device: str | tuple[str, str],
 ) -> None:
     """Pretrains and writes `encoder.safetensors`, journal, clock, `pictures.npz` and `summary.json` into `output`.
 
     `indexes`: the study's own dataset first, then those that are only pretrained on, all of their cases.
-    `device`: where, and how if that is asked for (`engine/ways.py`). One of several processes, as the environment says,
-    takes its share of each batch; the first of them writes.
+    `device`: its name, or that and how to compile (`engine.ways.Asked`). One of several processes, as the environment
+    says, takes its share of each batch; the first of them writes.
 
     Raises:
         Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
@@ -40,7 +39,7 @@ def run(
     from voxprior.engine import group, kept, summary, ways
     from voxprior.engine.estimate import steps_for
     from voxprior.engine.loop import train
-    from voxprior.engine.step import Plan, as_written
+    from voxprior.engine.step import Plan
 
     card: cards.PretrainCard = cards.read_card("pretrain", card_path)
     asked = ways.asked_of(device)
@@ -59,10 +58,8 @@ def run(
             # On the CPU workers would take the cores that compute.
             workers="auto" if cuda else 0, cores=max(1, threads // here.local_size), **group.share(),
         )  # fmt: skip
-        how = ways.choose(asked, where, card.pretrain.precision, steps, lambda: _count(card, card_path, here.size)) | {
-            "rules": rules,
-            "reads": reads,
-        }
+        how = ways.choose(asked, where, card.pretrain.precision, steps, partial(_count, card, card_path, here.size))
+        how |= {"rules": rules, "reads": reads}
         plan = Plan(steps, recipe, key, work, where, card.pretrain.precision, f"pretrain {card.method}", **how)
         before = _measures(model)
         outcome = train(model, lambda start: replace(stream, start_step=start), plan)
@@ -74,9 +71,7 @@ def run(
     _write_pictures(output / "pictures.npz", model, first, plan)
     told = summary.summarise("pretrain", content, plan, outcome, model, size, _inputs(indexes, splits))
     told |= {"title": methods.load(card.method).TITLE, "recipe": recipe.model_dump(mode="json")}
-    with as_written(plan.compiler is not None):
-        told |= {"measured": {"start": before, "end": _measures(model)}}
-    told |= {"moved": _moved(model, build(card, card_path)[0])}
+    told |= {"measured": {"start": before, "end": _measures(model)}, "moved": _moved(model, build(card, card_path)[0])}
     summary.publish(output, plan, told, ["encoder.safetensors", "pictures.npz"])
 
 
@@ -177,8 +172,11 @@ def _count(card: Any, card_path: Path, processes: int) -> Any:
 
 
 def _measures(model: Any) -> dict[str, float]:
-    """Asks the method what it measures about its network, if anything."""
-    return dict(model.measures()) if hasattr(model, "measures") else {}
+    """Asks the method what it measures about its network, if anything; uncompiled, for it is of another size."""
+    from voxprior.engine.step import as_written
+
+    with as_written("torch._dynamo" in sys.modules):
+        return dict(model.measures()) if hasattr(model, "measures") else {}
 
 
 def _moved(model: Any, fresh: Any) -> dict[str, float]:

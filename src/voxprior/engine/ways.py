@@ -29,13 +29,13 @@ class Asked(NamedTuple):
     compiled: str = "auto"
 
 
-def asked_of(device: str | Asked) -> Asked:
+def asked_of(device: str | tuple[str, str]) -> Asked:
     """Takes the name of a device alone for everything else left open.
 
     Raises:
         Refusal: it is not known how to compile so.
     """
-    asked = device if isinstance(device, Asked) else Asked(device)
+    asked = Asked(device) if isinstance(device, str) else Asked(*device)
     if asked.compiled not in COMPILE:
         raise Refusal(f"--compile {asked.compiled} is not known: choose {', '.join(COMPILE)}")
     return asked

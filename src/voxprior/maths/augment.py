@@ -162,10 +162,15 @@ def warp(
     map_B34 = torch.cat([matrix_B33, (middle_B3[:, :, None] - matrix_B33 @ middle_B3[:, :, None])], dim=2)
     if drawn_alone(volume_BCZYX):
         return _warp_on_cpu(volume_BCZYX, labels_BZYX, map_B34, shift_B3ZYX)
-    axes = [torch.arange(n, device=map_B34.device, dtype=torch.float32) for n in labels_BZYX.shape[1:]]
-    grid_3ZYX = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    at_B3ZYX = torch.einsum("bij,jzyx->bizyx", map_B34[:, :, :3], grid_3ZYX) + map_B34[:, :, 3, None, None, None]
-    return _look_up(volume_BCZYX, labels_BZYX, at_B3ZYX if shift_B3ZYX is None else at_B3ZYX + shift_B3ZYX)
+    # Coordinate by coordinate, so that a compiler makes one kernel of it: a product of matrices would be another one.
+    sides = labels_BZYX.shape[1:]
+    z, y, x = (torch.arange(n, device=map_B34.device, dtype=torch.float32) for n in sides)
+    factor = map_B34[..., None, None, None]
+    at_3 = []
+    for i in range(3):
+        at = factor[:, i, 0] * z[:, None, None] + factor[:, i, 1] * y[:, None] + factor[:, i, 2] * x + factor[:, i, 3]
+        at_3.append(at if shift_B3ZYX is None else at + shift_B3ZYX[:, i])
+    return _look_up(volume_BCZYX, labels_BZYX, at_3)
 
 
 def _warp_on_cpu(
@@ -181,34 +186,48 @@ def _warp_on_cpu(
     return image, moved
 
 
-def _look_up(volume_BCZYX: Tensor, labels_BZYX: Tensor, at_B3ZYX: Tensor) -> tuple[Tensor, Tensor]:
-    """Does what `kernels.warp` does, in array operations: for each voxel, eight neighbours and their shares."""
+def _look_up(volume_BCZYX: Tensor, labels_BZYX: Tensor, at_3: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Does what `kernels.warp` does, in array operations: for each voxel, eight neighbours and their shares.
+
+    `at_3`: coordinates along Z, Y, X in voxels of the input, each (B, Z, Y, X).
+    """
     sides = labels_BZYX.shape[1:]
-    below_B3ZYX = at_B3ZYX.floor()
-    above_share = at_B3ZYX - below_B3ZYX
-    image = torch.zeros_like(volume_BCZYX)
+    below_3 = [at.floor() for at in at_3]
+    above_share_3 = [at - below for at, below in zip(at_3, below_3, strict=True)]
+    looked: list[Tensor] = []
     labels: list[Tensor] = []
     shares: list[Tensor] = []
     for corner in range(8):
-        share = torch.ones_like(at_B3ZYX[:, 0])
-        place, inside = torch.zeros_like(share, dtype=torch.int64), torch.ones_like(share, dtype=torch.bool)
+        parts, cells, within = [], [], []
         for axis, far in enumerate((corner >> 2, corner >> 1 & 1, corner & 1)):
-            index = below_B3ZYX[:, axis] + far
-            inside = inside & (index >= 0) & (index < sides[axis])
-            place = place * sides[axis] + index.clamp(0, sides[axis] - 1).long()
-            share = share * (above_share[:, axis] if far else 1 - above_share[:, axis])
+            side, index = sides[axis], below_3[axis] + far
+            parts.append(above_share_3[axis] if far else 1 - above_share_3[axis])
+            cells.append(index.clamp(0, side - 1).long())
+            within.append((index >= 0) & (index < side))
+        share, inside = parts[0] * parts[1] * parts[2], within[0] & within[1] & within[2]
+        place = (cells[0] * sides[1] + cells[1]) * sides[2] + cells[2]
         found_BCN = volume_BCZYX.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, volume_BCZYX.shape[1], -1))
-        image += (share * inside)[:, None] * found_BCN.view_as(volume_BCZYX)
+        looked.append((share * inside)[:, None] * found_BCN.view_as(volume_BCZYX))
         label = labels_BZYX.flatten(1).gather(1, place.flatten(1)).view_as(labels_BZYX)
-        labels.append(torch.where(inside, label, UNKNOWN))
+        labels.append(label.masked_fill(~inside, UNKNOWN))
         shares.append(share)
-    best, moved = torch.full_like(shares[0], -1.0), labels[0]
+    image = looked[0]
+    for one in looked[1:]:
+        image = image + one
+    return image, _most(labels, shares)
+
+
+def _most(labels: list[Tensor], shares: list[Tensor]) -> Tensor:
+    """Picks the label with the largest sum of shares."""
+    best, moved = None, labels[0]
     for label in labels:
         total = label * -TIE
         for other, share in zip(labels, shares, strict=True):
             total = total + share * (other == label)
-        moved, best = torch.where(total > best, label, moved), torch.maximum(total, best)
-    return image, moved
+        if best is not None:
+            moved = torch.where(total > best, label, moved)
+        best = total if best is None else torch.maximum(total, best)
+    return moved
 
 
 # ------------------------------------------------------------------------------------------------- intensities
