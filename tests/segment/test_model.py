@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from voxprior.maths import augment, chance
+from voxprior.maths import augment, chance, intensity
 from voxprior.maths.boxes import Region
 from voxprior.segment import loss
 from voxprior.segment import model as segment
@@ -170,21 +170,27 @@ def test_image_and_labels_move_together():
 
 
 @pytest.mark.parametrize("bent", [0.0, 0.7], ids=["straight", "bent"])
-def test_augmentation_compiled_is_augmentation_as_written(bent):
-    """Written, the CPU takes numba's loops and the drawn samples alone; compiled, it does what a GPU does."""
+@pytest.mark.parametrize("way", ["arrays", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_augmentation_of_a_gpu_is_that_of_the_cpu(way, bent, monkeypatch):
+    """The CPU takes numba's loops and the drawn samples alone; a GPU, and a compiler, arrays of all samples."""
     often = dict.fromkeys(("blur", "brightness", "low_resolution", "contrast", "gamma", "gamma_inverted", "noise"), 0.6)
     config = segment.Config(CROP, (0.5, 0.5, 0.5), augment.Spatial(turn=0.6, scale=0.6, elastic=bent), **often)
     samples, key_B = batch(6), chance.keys(0, 3, torch.arange(6))
-    samples["labels_BZYX"] = samples["labels_BZYX"][:, :2, :2, :3].repeat_interleave(4, 1).repeat_interleave(4, 2)
-    samples["labels_BZYX"] = samples["labels_BZYX"].repeat_interleave(4, 3)
+    coarse = samples["labels_BZYX"][:, :2, :2, :3]
+    samples["labels_BZYX"] = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
     samples["valid_hi_B3"][:, 2] = 10
     model = segment.Model(config, Net())
-    torch.compiler.reset()
     written = model.views(samples, key_B)
-    compiled = torch.compile(model.augmentation.forward, backend="aot_eager", fullgraph=True)(samples, key_B)
-    torch.testing.assert_close(compiled[0], written.volume_BCZYX, rtol=0, atol=2e-4)
-    assert (compiled[1] != written.labels_BZYX).float().mean() < 2e-3
-    assert compiled[1].dtype == torch.uint8 and (compiled[1] == 255).any()
+    if way == "arrays":
+        monkeypatch.setattr(augment, "drawn_alone", lambda tensor: False)
+        monkeypatch.setattr(intensity, "drawn_alone", lambda tensor: False)
+        other = model.augmentation(samples, key_B)
+    else:
+        torch.compiler.reset()
+        other = torch.compile(model.augmentation.forward, backend="aot_eager", fullgraph=True)(samples, key_B)
+    torch.testing.assert_close(other[0], written.volume_BCZYX, rtol=0, atol=2e-4)
+    assert (other[1] != written.labels_BZYX).float().mean() < 2e-3
+    assert other[1].dtype == torch.uint8 and (other[1] == 255).any()
 
 
 @pytest.mark.parametrize("regions", [(), ((1,), (1, 2))], ids=["exclusive", "overlapping"])

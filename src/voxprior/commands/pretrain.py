@@ -28,8 +28,7 @@ def run(
     says, takes its share of each batch; the first of them writes.
 
     Raises:
-        Refusal: the method does not take the backbone, the fold is not in the splits, torch cannot compile, or the loss
-            is not finite.
+        Refusal: the method does not take the backbone, the fold is not in the splits, or the loss is not finite.
         Resumable: a signal came; the same command goes on.
     """
     from voxprior import cards, methods

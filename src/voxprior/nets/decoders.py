@@ -21,6 +21,8 @@ from voxprior.nets.vit import ViT
 class Residual(nn.Module):
     """Two 3x3x3 convolutions with instance norm and leaky ReLU around a shortcut: (B, I, ...) -> (B, O, ...)."""
 
+    recomputed = True  # where memory is short (`engine/recompute.py`)
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         # Instance norm removes any constant, so the convolutions have no bias.

@@ -28,8 +28,8 @@ def real_voxels(batch: Batch) -> Tensor:
 class Augmentation(nn.Module):
     """Mirrors, turns, scales, and changes intensities; padding is unlabelled.
 
-    A module without weights, so that it is compiled with the network: as written it is some four hundred passes over
-    the crops on a GPU, most of them for labels that a turn moves and integers that the noise is counted from.
+    A module without weights, so that it is compiled with the network: as written it is 1,800 operations, on a
+    GPU a kernel each, most of them for labels that a turn moves and integers that the noise is counted from.
     """
 
     compiled = True

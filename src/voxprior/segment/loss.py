@@ -27,8 +27,8 @@ SMOOTH = 1e-5  # MONAI's `smooth_nr` and `smooth_dr`: a class that is in neither
 class Loss(nn.Module):
     """Sums both losses at each level of deep supervision.
 
-    A module without weights, so that it is compiled with the network: as written it is some forty passes over logits
-    of all classes at full resolution.
+    A module without weights, so that it is compiled with the network: as written each operation is a pass over
+    logits of all classes at full resolution.
 
     Args:
         regions: per painted class, those it belongs to; (): classes do not overlap.
