@@ -147,6 +147,11 @@ def check_names(resolved: Any) -> None:
 
     study = resolved.study
     used = {init for inits in study.inits.values() for init in inits}
+    for backbone, inits in study.inits.items():
+        if twice := [init for init in inits if list(inits).count(init) > 1]:
+            raise Refusal(
+                f"config: inits.{backbone} names {twice[0]} twice, and the same network counts once: remove one"
+            )
     for name in study.files:
         if name in ("scratch", *METHODS):
             raise Refusal(f"config: files.{name} is called like an init that is no file: give it another name")
