@@ -66,10 +66,11 @@ def _lines(cost: Any, voxels_per_sample: int, steps: int, asked: Any) -> list[tu
         "scans and views": cost.input_bytes,
     }
     parts = ", ".join(f"{name} {size / 2**30:,.2f}" for name, size in gib.items())
+    decoder = f", {cost.decoder_flops / cost.flops:.0%} of them in the decoder" if cost.decoder_flops else ""
     seen = steps * asked.batch_size * voxels_per_sample
     return [
         ("parameters", f"{cost.parameters:,} trained; encoder {cost.encoder:,}; teacher {cost.teacher:,}"),
-        ("FLOPs", f"{cost.flops:,} a step (matrix products, convolutions, attention; two per multiply-add)"),
+        ("FLOPs", f"{cost.flops:,} a step{decoder} (matrix products, convolutions, attention; two per multiply-add)"),
         ("memory", f"{cost.memory_bytes / 2**30:,.2f} GiB at least: {parts}"),
         ("voxels", f"{voxels_per_sample:,} a sample enter the student; {seen:,} in the run"),
         ("steps", f"{steps:,}"),
