@@ -49,6 +49,7 @@ def test_its_card_is_its_methods_with_what_is_written(tmp_path, snakemake, write
             "unknown key 'decoder_wdth' at methods.mae_slim; known keys",
         ),
         ({}, "no config/methods/mae_slim.yaml"),
+        ({"mae": 3, "mae_slim": {"method": "mae", "decoder_width": 24}}, "methods.mae: 3 is not of type 'object'"),
     ],
 )
 def test_an_unknown_method_or_number_is_refused_before_any_job(methods, says, tmp_path, snakemake, write_study):

@@ -22,12 +22,12 @@ def numbers(kind, name):
     raise WorkflowError(f"config: no config/{kind}/{name}.yaml; known {kind}: {known}.")
 
 
-def method_numbers(study, method, own):
-    """The method's preset with the study's changes of it, and with a variant's own after them."""
+def method_numbers(study, method, changes):
+    """The method's preset with the study's changes."""
     presets, preset = numbers("methods", method), study.get("preset", "small")
     if preset not in presets:
         raise WorkflowError(f"config/methods/{method}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
-    return {**presets[preset], **((study.get("methods") or {}).get(method) or {}), **own}
+    return presets[preset] | changes
 
 
 def backbone_numbers(study, name):
@@ -57,15 +57,15 @@ def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
     learned = sorted({init for on in inits.values() for init in on or []} - {"scratch", *(study.get("files") or {})})
-    changes = {name: (study.get("methods") or {}).get(name) or {} for name in learned}
+    changes = {name: own for name, own in (study.get("methods") or {}).items() if isinstance(own, dict)}
     datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
     resolved = {"study": study, "datasets": {name: numbers("datasets", name) for name in datasets}}
     resolved["backbones"] = {name: backbone_numbers(study, name) for name in inits}
-    bases = {name: changes[name].get("method", name) for name in learned}
-    resolved["methods"] = {base: method_numbers(study, base, {}) for base in sorted({*bases.values()})}
-    for name in [name for name in learned if bases[name] != name]:
-        own = {key: value for key, value in changes[name].items() if key not in ("method", "title")}
-        resolved.setdefault("variants", {}).setdefault(bases[name], {})[name] = method_numbers(study, bases[name], own)
+    bases = {name: changes.get(name, {}).get("method", name) for name in learned}
+    resolved["methods"] = {base: method_numbers(study, base, changes.get(base, {})) for base in set(bases.values())}
+    for name, base in ((name, base) for name, base in bases.items() if name != base):
+        own = changes.get(base, {}) | {k: v for k, v in changes[name].items() if k not in ("method", "title")}
+        resolved.setdefault("variants", {}).setdefault(base, {})[name] = method_numbers(study, base, own)
     resolved = json.loads(json.dumps(resolved))  # what a YAML anchor shares would share its defaults too
     known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
     if (error := jsonschema.exceptions.best_match(known.iter_errors(resolved))) is not None:
