@@ -321,8 +321,12 @@ def read(name: str, study: str = "hippocampus") -> list[dict[str, str]]:
         for row in rows
         if row["metric"] == "dice" and row.get("cohort", "test") == "test" and row.get("class", "mean") == "mean"
     ]
-    place = {init: number for number, one in enumerate(ORDER) for init in (one, f"{one}_slim")}
-    return sorted(mean, key=lambda row: (row["backbone"], place[row["init"]], row["init"], int(row["budget"])))
+    return sorted(mean, key=lambda row: (row["backbone"], place(row["init"]), int(row["budget"])))
+
+
+def place(init: str) -> float:
+    """Tells where an init stands in a table: variants right behind their method."""
+    return ORDER.index(init) if init in ORDER else ORDER.index(init.rpartition("_")[0]) + 0.5
 
 
 def dice() -> str:
@@ -371,7 +375,7 @@ def saved() -> str:
 
 
 def decoders() -> str:
-    """Slim decoders beside full ones: their share of a step, and Dice and its difference at each budget."""
+    """Slim decoders beside full ones: their share of a step, and Dice and its difference where they were trained."""
     told = json.loads((RESULTS / "hippocampus_decoders" / "decoders.json").read_text(encoding="utf-8"))
     arms = {(arm["backbone"], arm["init"]): arm for arm in told["arms"]}
     rows = read("curves.csv", "hippocampus_decoders")
@@ -383,7 +387,8 @@ def decoders() -> str:
         if row["against"] == arms[row["backbone"], row["init"]]["method"] != row["init"]
     }
     lines = []
-    for backbone, init in dict.fromkeys((row["backbone"], row["init"]) for row in rows):
+    every = {*arms, *((row["backbone"], row["init"]) for row in rows)}
+    for backbone, init in sorted(every, key=lambda arm: (arm[0], place(arm[1]))):
         line, arm = [f"`{backbone}`", init, "", ""], arms.get((backbone, init))
         if arm is not None:
             full = arms[backbone, arm["method"]]["flops_per_step"]
@@ -589,6 +594,7 @@ PAGES = {
         "room": room,
         "prediction": prediction,
         "metrics": metrics,
+        "decoders": decoders,
     },
     "environments.md": {"forecast": forecast},
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},

@@ -91,6 +91,10 @@ def test_slim_decoders_stand_beside_full_ones_with_their_share_of_a_step(tables,
         {"backbone": "vit", "init": init, "method": "mae", "flops_per_step": all_, "decoder_flops_per_step": own}
         for init, (all_, own) in costs.items()
     ]
+    # Counted and not trained: a line without scores.
+    arms.append(
+        {"backbone": "vit", "init": "glmae", "method": "glmae", "flops_per_step": 9, "decoder_flops_per_step": 3}
+    )
     (folder / "decoders.json").write_text(json.dumps({"arms": arms}))
     (folder / "curves.csv").write_text(
         "cohort,backbone,init,budget,class,metric,mean,low,high,cases,seeds\n"
@@ -106,9 +110,10 @@ def test_slim_decoders_stand_beside_full_ones_with_their_share_of_a_step(tables,
     )
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     lines = tables.decoders().splitlines()
-    assert lines[2:5] == [
+    assert lines[2:6] == [
         "| `vit` | scratch |  |  | 0.500 (0.400 to 0.600) |  |",
         "| `vit` | MAE3D | 40% | 1.00 | 0.820 (0.810 to 0.830) |  |",
         "| `vit` | MAE3D, slim | 10% | 0.70 | 0.810 (0.800 to 0.820) | -0.010 (-0.020 to +0.001) |",
+        "| `vit` | GL-MAE | 33% | 1.00 |  |  |",
     ]
     assert lines[-1] == "50 test patients, 3 fine-tuning seeds, 95 % intervals."
