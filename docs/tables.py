@@ -355,16 +355,21 @@ TITLES = {"mae": "MAE3D", "glmae": "GL-MAE", "spark": "SparK", "anatomask": "Ana
 ORDER = ["scratch", *TITLES]
 
 
-def read(name: str) -> list[dict[str, str]]:
-    """Reads the test cohort's rows of mean Dice from a table of the hippocampus study."""
-    with open(RESULTS / "hippocampus" / name, encoding="utf-8", newline="") as file:
+def read(name: str, study: str = "hippocampus") -> list[dict[str, str]]:
+    """Reads the test cohort's rows of mean Dice from a table of a study, variants behind their methods."""
+    with open(RESULTS / study / name, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     mean = [
         row
         for row in rows
         if row["metric"] == "dice" and row.get("cohort", "test") == "test" and row.get("class", "mean") == "mean"
     ]
-    return sorted(mean, key=lambda row: (row["backbone"], ORDER.index(row["init"]), int(row["budget"])))
+    return sorted(mean, key=lambda row: (row["backbone"], place(row["init"]), int(row["budget"])))
+
+
+def place(init: str) -> float:
+    """Tells where an init stands in a table: variants right behind their method."""
+    return ORDER.index(init) if init in ORDER else ORDER.index(init.rpartition("_")[0]) + 0.5
 
 
 def dice() -> str:
@@ -410,6 +415,35 @@ def saved() -> str:
         arms.setdefault((row["backbone"], row["init"]), {})[int(row["budget"])] = needs
     lines = [[f"`{b}`", TITLES[init], *(got.get(n, "") for n in budgets)] for (b, init), got in arms.items()]
     return table(["backbone", "init", *(f"scratch needs, for its {n}" for n in budgets)], lines)
+
+
+def decoders() -> str:
+    """Slim decoders beside full ones: their share of a step, and Dice and its difference where they were trained."""
+    told = json.loads((RESULTS / "hippocampus_decoders" / "decoders.json").read_text(encoding="utf-8"))
+    arms = {(arm["backbone"], arm["init"]): arm for arm in told["arms"]}
+    rows = read("curves.csv", "hippocampus_decoders")
+    budgets = sorted({int(row["budget"]) for row in rows})
+    scores = {(row["backbone"], row["init"], int(row["budget"])): with_interval(row, "mean", ".3f") for row in rows}
+    differences = {
+        (row["backbone"], row["init"], int(row["budget"])): with_interval(row, "difference", "+.3f")
+        for row in read("contrasts.csv", "hippocampus_decoders")
+        if row["against"] == arms[row["backbone"], row["init"]]["method"] != row["init"]
+    }
+    lines = []
+    every = {*arms, *((row["backbone"], row["init"]) for row in rows)}
+    for backbone, init in sorted(every, key=lambda arm: (arm[0], place(arm[1]))):
+        line, arm = [f"`{backbone}`", init, "", ""], arms.get((backbone, init))
+        if arm is not None:
+            full = arms[backbone, arm["method"]]["flops_per_step"]
+            share, size = arm["decoder_flops_per_step"] / arm["flops_per_step"], arm["flops_per_step"] / full
+            name = TITLES[arm["method"]] + (", slim" if init != arm["method"] else "")
+            line = [f"`{backbone}`", name, f"{share:.0%}", f"{size:.2f}"]
+        cells = [some.get((backbone, init, n), "") for n in budgets for some in (scores, differences)]
+        lines.append([*line, *cells])
+    head = ["backbone", "init", "decoder, of a step's FLOPs", "FLOPs, full decoder is 1"]
+    head += [text for n in budgets for text in (f"Dice, {n} labels", "slim minus full")]
+    seeds, cases = {row["seeds"] for row in rows}, {row["cases"] for row in rows}
+    return f"{table(head, lines)}\n\n{joined(cases)} test patients, {joined(seeds)} fine-tuning seeds, 95 % intervals."
 
 
 def with_interval(row: dict[str, str], name: str, places: str) -> str:
@@ -604,6 +638,7 @@ PAGES = {
         "room": room,
         "prediction": prediction,
         "metrics": metrics,
+        "decoders": decoders,
     },
     "environments.md": {"forecast": forecast},
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},

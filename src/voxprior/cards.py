@@ -171,6 +171,9 @@ class CompareCard(Strict):
     classes: list[ClassName]
     compare: Compare
     simulated: bool
+    variants: dict[Name, Name] = Field(
+        default={}, exclude_if=lambda names: not names, description="inits that are a method with other numbers: which"
+    )
     cells: list[dict[str, Any]] = Field(description="backbone, init, budget, fold, pretrain_seed, seed of every cell")
 
 

@@ -289,10 +289,16 @@ class Study(Strict):
     prepare: Prepare
     split: Split
     allow_leakage: bool = Field(False, description="go on where scored cases are learned from; stamps every table")
-    inits: dict[Name, list[Name]] = Field(description="backbone -> inits (scratch, methods, files) compared on it")
+    inits: dict[Name, list[Name]] = Field(
+        description="backbone -> inits (scratch, methods, variants, files) compared on it"
+    )
     files: dict[Name, FileInit] = Field({}, description="inits that are files of weights")
     preset: Name = Field("small", description="which numbers of config/methods/*.yaml: tiny, small or paper")
-    methods: dict[Name, dict[str, Any]] = Field({}, description="numbers changed for this study, per method")
+    methods: dict[Name, dict[str, Any]] = Field(
+        {},
+        description="numbers changed for this study, per method; under another name, with `method` and maybe `title`, "
+        "a variant: an init of its own",
+    )
     recipes: dict[Name, dict[Literal["pretrain", "scratch", "finetune"], dict[str, Any]]] = Field(
         {}, description="numbers changed for this study in a backbone's recipes"
     )
@@ -310,3 +316,4 @@ class Resolved(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     methods: dict[Name, dict[str, Any]]
+    variants: dict[Name, dict[Name, dict[str, Any]]] = Field({}, description="method -> its variants' numbers")

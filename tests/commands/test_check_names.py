@@ -23,6 +23,8 @@ def test_files_that_inits_name_and_recipes_of_the_studys_backbones_pass():
         ({"files": {"mae": None}}, "files.mae is called like an init that is no file"),
         ({"files": {"scratch": None}}, "files.scratch is called like"),
         ({"files": {"mine": None, "forgotten": None}}, "files.forgotten stands in no list of inits"),
+        ({"inits": {"vit": ["mae", "mae"]}, "files": {}}, "inits.vit names mae twice"),
+        ({"recipes": {"mae": {}}}, "recipes.mae is no backbone of this study"),
         ({"recipes": {"cnn": {}}}, "recipes.cnn is no backbone of this study: choose from vit"),
     ],
 )

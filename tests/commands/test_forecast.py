@@ -131,3 +131,11 @@ def test_the_small_study_keeps_what_costs_and_shortens_what_is_long():
     assert small["pretrain"]["batch_size"] == 4 and small["pretrain"]["voxels"] == 16 * 4 * 40 * 56 * 40
     assert (small["finetune"]["steps"], small["finetune"]["validations"], small["finetune"]["seeds"]) == (16, 1, [0])
     assert small["split"] == {"test": 2, "val": 1, "budgets": [1]}
+
+
+def test_a_probe_leaves_out_the_variants_that_it_does_not_train():
+    study = yaml.safe_load((ROOT / "config" / "studies" / "hippocampus.yaml").read_text())
+    variant = {"method": "mae", "decoder_depth": 1}
+    changed = study | {"methods": study["methods"] | {"slim": variant}}
+    assert probe._small(changed, {"vit_tiny": ["scratch", "mae"]}, Path())["methods"] == study["methods"]
+    assert probe._small(changed, {"vit_tiny": ["scratch", "slim"]}, Path())["methods"]["slim"] == variant

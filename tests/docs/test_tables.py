@@ -81,3 +81,39 @@ def test_a_studys_tables_become_a_line_per_init_and_a_column_per_budget(tables, 
     worse, open_ = "-0.012 (-0.020 to -0.001) **worse**", "-0.012 (-0.020 to +0.001) not separated"
     assert tables.contrasts().splitlines()[-1] == f"| `vit` | GL-MAE minus scratch | {worse} | {open_} |"
     assert tables.saved().splitlines()[-1] == "| `vit` | GL-MAE | 8 (4 to more than 16) | fewer than 4 (4 to 5) |"
+
+
+def test_slim_decoders_stand_beside_full_ones_with_their_share_of_a_step(tables, tmp_path, monkeypatch):
+    folder = tmp_path / "hippocampus_decoders"
+    folder.mkdir()
+    costs = {"mae": (1000, 400), "mae_slim": (700, 70)}
+    arms = [
+        {"backbone": "vit", "init": init, "method": "mae", "flops_per_step": all_, "decoder_flops_per_step": own}
+        for init, (all_, own) in costs.items()
+    ]
+    # Counted and not trained: a line without scores.
+    arms.append(
+        {"backbone": "vit", "init": "glmae", "method": "glmae", "flops_per_step": 9, "decoder_flops_per_step": 3}
+    )
+    (folder / "decoders.json").write_text(json.dumps({"arms": arms}))
+    (folder / "curves.csv").write_text(
+        "cohort,backbone,init,budget,class,metric,mean,low,high,cases,seeds\n"
+        "test,vit,mae_slim,8,mean,dice,0.81,0.80,0.82,50,3\n"
+        "test,vit,mae,8,mean,dice,0.82,0.81,0.83,50,3\n"
+        "test,vit,scratch,8,mean,dice,0.5,0.4,0.6,50,3\n"
+    )
+    (folder / "contrasts.csv").write_text(
+        "cohort,backbone,init,against,budget,metric,difference,low,high,verdict\n"
+        "test,vit,mae,scratch,8,dice,0.32,0.3,0.4,better\n"
+        "test,vit,mae_slim,scratch,8,dice,0.31,0.3,0.4,better\n"
+        "test,vit,mae_slim,mae,8,dice,-0.01,-0.02,0.001,not separated\n"
+    )
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.decoders().splitlines()
+    assert lines[2:6] == [
+        "| `vit` | scratch |  |  | 0.500 (0.400 to 0.600) |  |",
+        "| `vit` | MAE3D | 40% | 1.00 | 0.820 (0.810 to 0.830) |  |",
+        "| `vit` | MAE3D, slim | 10% | 0.70 | 0.810 (0.800 to 0.820) | -0.010 (-0.020 to +0.001) |",
+        "| `vit` | GL-MAE | 33% | 1.00 |  |  |",
+    ]
+    assert lines[-1] == "50 test patients, 3 fine-tuning seeds, 95 % intervals."

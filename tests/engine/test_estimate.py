@@ -39,6 +39,8 @@ def test_parameters_and_flops_are_those_of_a_real_step(method, backbone):
     assert told.parameters == sum(parameter.numel() for parameter in trained)
     assert told.encoder == sum(parameter.numel() for parameter in real.encoder.parameters())
     assert told.flops == learner.flops > 0
+    has = any(name.endswith("decoder") for name, _ in model.named_modules())
+    assert bool(told.decoder_flops) == has and told.decoder_flops < told.flops
     state = [tensor for kept in learner.optimiser.state.values() for tensor in kept.values() if tensor.dim()]
     assert told.optimiser_bytes == sum(tensor.nbytes for tensor in state)
     assert told.gradient_bytes == sum(parameter.nbytes for parameter in trained)

@@ -4,13 +4,20 @@ R = STUDY["results"]
 SCORED = [STUDY["dataset"], *STUDY["external"]]
 DATASETS = [*SCORED, *STUDY["pool"]]
 IGNORED = {name: RESOLVED["datasets"][name]["ignore"] for name in SCORED if RESOLVED["datasets"][name]["ignore"]}
-VALUES = class_values(STUDY["dataset"])
-REGIONS = {"regions": VALUES} if len(set().union(*VALUES)) < sum(len(set(some)) for some in VALUES) else {}  # overlap
+TAKEN_IN = ("layout", "simulated", "classes", "modality", "patient", "person")
+BUDGET = {key: value for key, value in STUDY["pretrain"].items() if key != "seeds"}
+UNKNOWN = {"ignore": IGNORED} if IGNORED else {}
+VALUES = {name: class_values(name) for name in SCORED}
+OWN = VALUES[STUDY["dataset"]]
+REGIONS = {"regions": OWN} if len(set().union(*OWN)) < sum(len(set(some)) for some in OWN) else {}  # overlap
 FOLDS = range(STUDY["split"]["folds"])
 SURE = {"confidence": True} if "calibration_error" in STUDY["score"]["metrics"] else {}
 FILES = {name: file_card(file) for name, file in STUDY["files"].items()}
 LEARNED = {"files": {name: file["sha256"] for name, file in FILES.items()}} if FILES else {}
-METHODS = RESOLVED["methods"]  # the inits that are pretrained here: neither scratch nor files
+VARIANTS = {name: base for base, some in RESOLVED.get("variants", {}).items() for name in some}
+VARIED = {"variants": VARIANTS} if VARIANTS else {}
+# The numbers of inits that are pretrained here: neither scratch nor files.
+METHODS = RESOLVED["methods"] | {name: RESOLVED["variants"][base][name] for name, base in VARIANTS.items()}
 CELL = "{backbone}/{init}/budget{budget}/fold{fold}/{network}"  # pretrain<p>_seed<s>, or seed<s> without a pretraining
 CELLS = [
     {"backbone": backbone, "init": init, "budget": budget, "fold": fold, "pretrain_seed": pretrain_seed, "seed": seed}

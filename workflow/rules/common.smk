@@ -15,20 +15,19 @@ SCHEMA = str(ROOT / "config" / "schema.json")
 
 def numbers(kind, name):
     """Reads config/<kind>/<name>.yaml, from the study's folder first, then from the project's."""
-    folders = [Path("config") / kind, ROOT / "config" / kind]
-    for folder in folders:
-        if (folder / f"{name}.yaml").exists():
-            return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
+    paths = [path for folder in (Path("config"), ROOT / "config") for path in (folder / kind).glob("*.yaml")]
+    if found := [path for path in paths if path.stem == name]:
+        return yaml.safe_load(found[0].read_text(encoding="utf-8"))
+    known = ", ".join(sorted({path.stem for path in paths}))
     raise WorkflowError(f"config: no config/{kind}/{name}.yaml; known {kind}: {known}.")
 
 
-def method_numbers(study, name):
+def method_numbers(study, method, changes):
     """The method's preset with the study's changes."""
-    presets, preset = numbers("methods", name), study.get("preset", "small")
+    presets, preset = numbers("methods", method), study.get("preset", "small")
     if preset not in presets:
-        raise WorkflowError(f"config/methods/{name}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
-    return {**presets[preset], **(study.get("methods") or {}).get(name, {})}
+        raise WorkflowError(f"config/methods/{method}.yaml: no preset {preset!r}; known presets: {', '.join(presets)}.")
+    return presets[preset] | changes
 
 
 def backbone_numbers(study, name):
@@ -42,6 +41,7 @@ def sentence(error):
     while error.context:
         error = max(error.context, key=lambda inner: len(inner.absolute_path))
     where = [str(step) for step in error.absolute_path]
+    where = ["study", "methods", *where[2:]] if where[:1] == ["variants"] else where
     file = "config" if where[:1] in ([], ["study"]) else "config/{}/{}.yaml".format(*where[:2])
     path = ".".join(where[1 if file == "config" else 2 :]) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
@@ -56,12 +56,16 @@ def sentence(error):
 def resolve(study):
     """Replaces names by numbers, fills in the defaults and refuses what the schema does not know."""
     inits = study.get("inits") if isinstance(study.get("inits"), dict) else {}
-    taken = {"scratch", *(study.get("files") or {})}
-    methods = sorted({init for on in inits.values() for init in on or []} - taken)
+    learned = sorted({init for on in inits.values() for init in on or []} - {"scratch", *(study.get("files") or {})})
+    changes = {name: own for name, own in (study.get("methods") or {}).items() if isinstance(own, dict)}
     datasets = [study.get("dataset", ""), *(study.get("external") or []), *(study.get("pool") or [])]
     resolved = {"study": study, "datasets": {name: numbers("datasets", name) for name in datasets}}
     resolved["backbones"] = {name: backbone_numbers(study, name) for name in inits}
-    resolved["methods"] = {name: method_numbers(study, name) for name in methods}
+    bases = {name: changes.get(name, {}).get("method", name) for name in learned}
+    resolved["methods"] = {base: method_numbers(study, base, changes.get(base, {})) for base in set(bases.values())}
+    for name, base in ((name, base) for name, base in bases.items() if name != base):
+        own = changes.get(base, {}) | {k: v for k, v in changes[name].items() if k not in ("method", "title")}
+        resolved.setdefault("variants", {}).setdefault(base, {})[name] = method_numbers(study, base, own)
     resolved = json.loads(json.dumps(resolved))  # what a YAML anchor shares would share its defaults too
     known = jsonschema.Draft202012Validator(json.loads(Path(SCHEMA).read_text(encoding="utf-8")))
     if (error := jsonschema.exceptions.best_match(known.iter_errors(resolved))) is not None:
@@ -91,12 +95,10 @@ def dataset_cards(name):
     yield f"fetch/{name}", {key: d[key] for key in ("dataset", "source")}
     if "simulate" in d:
         yield f"simulate/{name}", {key: d[key] for key in ("dataset", "layout", "simulate")}
-        where = {f"{kind}s": f"{kind}s/{{case}}.nii.gz" for kind in ("image", "label")}
-        d["layout"] = {"kind": "folder", "root": ".", **where}
+        d["layout"] = {"kind": "folder", "root": "."} | {f"{k}s": f"{k}s/{{case}}.nii.gz" for k in ("image", "label")}
     d["simulated"] = "simulate" in d
     both = ("dataset", "channels", *(["ignore"] if name in IGNORED else []))
-    keys = (*both, "layout", "simulated", "classes", "modality", "patient", "person")
-    yield f"intake/{name}", {key: d[key] for key in keys}
+    yield f"intake/{name}", {key: d[key] for key in (*both, *TAKEN_IN)}
     yield f"prepare/{name}", {key: d[key] for key in (*both, "prepare")} | {"classes": class_values(name)}
 
 
@@ -106,11 +108,10 @@ def network(backbone):
 
 
 def pretrain_card(cell):
-    backbone, method = cell["backbone"], cell["init"]
-    rest = {"pretrain": {k: v for k, v in STUDY["pretrain"].items() if k != "seeds"}, "pool": STUDY["pool"]}
-    rest["pretrain"]["seed"] = cell["pretrain_seed"]
-    rest |= {"fold": cell["fold"], "recipe": RESOLVED["backbones"][backbone]["pretrain"]}
-    return {"method": method, "config": METHODS[method], **network(backbone), **rest}
+    backbone, init = cell["backbone"], cell["init"]
+    rest = {"pretrain": BUDGET | {"seed": cell["pretrain_seed"]}, "pool": STUDY["pool"], "fold": cell["fold"]}
+    rest["recipe"] = RESOLVED["backbones"][backbone]["pretrain"]
+    return {"method": VARIANTS.get(init, init), "config": METHODS[init], **network(backbone), **rest}
 
 
 def file_card(file):
@@ -143,8 +144,7 @@ def all_cards():
     cards |= {f"pretrain/{PRETRAINING}".format(**run): pretrain_card(run) for run in PRETRAININGS}
     cards |= {f"finetune/{cell_name(cell)}": finetune_card(cell) for cell in CELLS}
     cards |= {f"predict/fold{k}": {"predict": STUDY["predict"], "fold": k} | SURE for k in FOLDS}
-    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | REGIONS | ({"ignore": IGNORED} if IGNORED else {})
-    cards["score"]["datasets"] = {name: class_values(name) for name in SCORED}
+    cards["score"] = {k: STUDY[k] for k in ("classes", "score")} | {"datasets": VALUES} | REGIONS | UNKNOWN
     cards["compare"] = {key: STUDY[key] for key in ("study", "title", "dataset", "external", "classes", "compare")}
-    cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS}
+    cards["compare"] |= {"simulated": "simulate" in RESOLVED["datasets"][STUDY["dataset"]], "cells": CELLS} | VARIED
     return cards

@@ -23,6 +23,7 @@ def run(config: Path, output: Path) -> None:
     check_channels(resolved)
     check_pool(resolved)
     check_names(resolved)
+    check_variants(resolved)
     check_split(resolved)
     check_seeds(resolved)
     checked = [check_arm(resolved, backbone, init) for backbone, on in resolved.study.inits.items() for init in on]
@@ -146,6 +147,11 @@ def check_names(resolved: Any) -> None:
 
     study = resolved.study
     used = {init for inits in study.inits.values() for init in inits}
+    for backbone, inits in study.inits.items():
+        if twice := [init for init in inits if list(inits).count(init) > 1]:
+            raise Refusal(
+                f"config: inits.{backbone} names {twice[0]} twice, and the same network counts once: remove one"
+            )
     for name in study.files:
         if name in ("scratch", *METHODS):
             raise Refusal(f"config: files.{name} is called like an init that is no file: give it another name")
@@ -154,6 +160,54 @@ def check_names(resolved: Any) -> None:
     for name in study.recipes:
         if name not in study.inits:
             raise Refusal(f"config: recipes.{name} is no backbone of this study: choose from {', '.join(study.inits)}")
+
+
+def check_variants(resolved: Any) -> None:
+    """Refuses changes of methods that there are not, and variants that are named like others or are equal to one."""
+    from voxprior.methods import METHODS
+
+    study = resolved.study
+    used = {init for inits in study.inits.values() for init in inits}
+    known = ", ".join(METHODS)
+    for name, changes in study.methods.items():
+        where = f"config: methods.{name}"
+        if "method" not in changes:
+            if name not in METHODS:
+                raise Refusal(
+                    f"{where} is no method: choose from {known}, or name the one that it varies as its 'method'"
+                )
+            continue
+        if changes["method"] not in METHODS:
+            raise Refusal(f"{where} varies {changes['method']!r}, which is no method: choose from {known}")
+        if name in ("scratch", *METHODS, *study.files):
+            raise Refusal(f"{where} is a variant and called like another init: give it another name")
+        if name not in used:
+            raise Refusal(f"{where} stands in no list of inits: add it there, or remove it")
+        if not isinstance(changes.get("title", ""), str):
+            raise Refusal(f"{where}.title is no text: put it into quotes")
+    for base, variants in resolved.variants.items():
+        seen = {base: numbers_of(resolved, base)}
+        for name in variants:
+            own = numbers_of(resolved, name)
+            if equal := [other for other, config in seen.items() if config == own]:
+                raise Refusal(
+                    f"config: methods.{name} has the same numbers as {equal[0]}: change one, or start from {equal[0]}"
+                )
+            seen[name] = own
+
+
+def numbers_of(resolved: Any, init: str) -> Any:
+    """Takes the numbers of a method or of a variant, as the method's own Config.
+
+    Raises:
+        Refusal: the method does not know one of them.
+    """
+    from voxprior.methods import load
+    from voxprior.strict import validated
+
+    base = next((base for base, variants in resolved.variants.items() if init in variants), init)
+    given = resolved.methods[init] if base == init else resolved.variants[base][init]
+    return validated(load(base).Config, given, f"config: methods.{init}", "correct the study")
 
 
 def check_split(resolved: Any) -> None:
@@ -201,7 +255,7 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
     """Refuses one backbone x init that cannot work; returns what was checked."""
     from voxprior.methods import METHODS, load
     from voxprior.nets.backbones import Backbone
-    from voxprior.strict import validated
+    from voxprior.study.cells import method_of
 
     spec = resolved.backbones[backbone_name]
     backbone = Backbone(backbone_name, spec.family, spec.sizes.model_dump())
@@ -213,13 +267,13 @@ def check_arm(resolved: Any, backbone_name: str, init: str) -> dict[str, Any]:
             f"make each side a multiple of {unit_vox}"
         )
     if init != "scratch" and init not in resolved.study.files:
-        if init not in METHODS:
+        base = method_of(resolved.study.model_dump(include={"methods"}), init)
+        if base not in METHODS:
             raise Refusal(
                 f"config: unknown init {init!r} on {backbone_name}; known: scratch, {', '.join(METHODS)}, and what "
-                "stands in the study's files"
+                "stands in the study's files or is a variant among its methods"
             )
-        method = load(init)
-        config = validated(method.Config, resolved.methods[init], f"config: methods.{init}", "correct the study")
+        method, config = load(base), numbers_of(resolved, init)
         reason = method.accepts(backbone)
         if reason is not None:
             raise Refusal(f"config: {init} cannot run on {backbone_name}: {reason}")

@@ -30,7 +30,7 @@ def run(card: Path, splits: Path, results: Path, output: Path) -> None:
     by_budget = curves.query("cohort == 'test' and metric == 'dice' and `class` == 'mean'")
     made = {
         "curves": curves,
-        "contrasts": compare.contrasts(arms, settings),
+        "contrasts": compare.contrasts(arms, settings, content.variants),
         "labels_saved": standings.saved_table(arms, settings),
         "ranks": standings.rank_table(arms, settings),
         "variance": standings.variance_table(arms, settings),

@@ -112,10 +112,11 @@ def _say(cost: Any, parameters: str, seen: str, steps: int, speed: tuple[float, 
     }
     parts = ", ".join(f"{name} {size / 2**30:,.2f}" for name, size in gib.items())
     mfu, peak_tflops = speed
+    decoder = f", {cost.decoder_flops / cost.flops:.0%} of them in the decoder" if cost.decoder_flops else ""
     hours = steps * cost.flops / (mfu * peak_tflops * 1e12) / 3600
     for name, text in (
         ("parameters", parameters),
-        ("FLOPs", f"{cost.flops:,} a step (matrix products, convolutions, attention; two per multiply-add)"),
+        ("FLOPs", f"{cost.flops:,} a step{decoder} (matrix products, convolutions, attention; two per multiply-add)"),
         ("memory", f"{cost.memory_bytes / 2**30:,.2f} GiB at least: {parts}"),
         ("voxels", seen),
         ("steps", f"{steps:,}"),

@@ -142,6 +142,8 @@ def _small(study: dict[str, Any], inits: dict[str, list[str]], given: Path) -> d
     small["split"] = {"test": 2, "val": 1, "budgets": [1]}
     some = {name for on in inits.values() for name in on}
     files = {name: file for name, file in (study.get("files") or {}).items() if name in some}
+    changed = study.get("methods") or {}
+    small["methods"] = {name: own for name, own in changed.items() if name in some or "method" not in (own or {})}
     small["files"] = {name: {**file, "path": str((given / file["path"]).resolve())} for name, file in files.items()}
     small["pretrain"] = {**study["pretrain"], "voxels": min(seen, study["pretrain"]["voxels"])}
     steps = min(_STEPS, study["finetune"]["steps"])
@@ -223,7 +225,7 @@ def _read(folder: Path, results: Path) -> Probe:
     for path in sorted(results.glob("*/**/summary.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
         card, place = told["card"], path.parent.relative_to(results)
-        key = (card["backbone"], card.get("method") or card["init"])
+        key = (card["backbone"], place.parts[2])  # the init's name: of a variant, not its method's
         found[told["stage"]][key] = _training(path.parent, told, folder / "work" / results.name / place)
         if told["stage"] == "finetune" and (made := path.parent / "predictions.json").exists():
             *_, last = json.loads(made.read_text(encoding="utf-8"))["cases"]

@@ -18,6 +18,8 @@ def build() -> dict[str, Any]:
         configs[name] = {"$ref": f"#/$defs/method_{name}"}
     schema["$defs"] = {name: without_null_objects(part) for name, part in schema["$defs"].items()}
     schema["properties"]["methods"] = {"type": "object", "properties": configs, "additionalProperties": False}
+    named = {name: {"type": "object", "additionalProperties": config} for name, config in configs.items()}
+    schema["properties"]["variants"] = {"type": "object", "properties": named, "additionalProperties": False}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "voxprior study", **schema}
 
 

@@ -38,6 +38,7 @@ class Cost:
 
     parameters: trainable ones; `encoder`: those that segmentation inherits; `teacher`: those that follow.
     flops: of a step in the middle of the run: matrix products, convolutions and attention, two per multiply-add.
+    decoder_flops: those of them in modules called `decoder`, the teacher's too; 0 for methods without one.
     saved_bytes: what autograd keeps from the forward pass for the backward pass, each storage once, weights left out.
     kernels: operations of forward and backward pass that compute something, each a launch as they are written.
     """
@@ -46,6 +47,7 @@ class Cost:
     encoder: int
     teacher: int
     flops: int
+    decoder_flops: int
     weight_bytes: int
     gradient_bytes: int
     optimiser_bytes: int
@@ -186,6 +188,7 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         encoder=sum(parameter.numel() for parameter in model.encoder.parameters()),
         teacher=sum(parameter.numel() for parameter in teacher.parameters()),
         flops=counted.get_total_flops(),
+        decoder_flops=_inside("decoder", counted.get_flop_counts()),
         weight_bytes=_bytes([*model.parameters(), *model.buffers()]),
         gradient_bytes=_bytes(trained),
         optimiser_bytes=_bytes(trained) * (1 if recipe.optimiser == "lars" else 2),
@@ -193,6 +196,12 @@ def cost(model: Any, region: Region, samples: int, precision: str, recipe: Recip
         input_bytes=_bytes([*batch.values(), *seen]),
         kernels=kernels.count,
     )
+
+
+def _inside(module: str, counts: dict[str, dict[Any, int]]) -> int:
+    """Adds up what was counted in modules of this name, wherever they are: `Model.decoder`, `Model.teacher.decoder`."""
+    own = [some for name, some in counts.items() if name.endswith(f".{module}") and name.count(module) == 1]
+    return sum(sum(some.values()) for some in own)
 
 
 def short_of(memory_bytes: int, cost: Cost) -> bool:

@@ -36,6 +36,18 @@ def pretrained(study: dict[str, Any]) -> list[tuple[str, str]]:
     return [(b, init) for b, init in arms_of(study) if init != "scratch" and init not in study.get("files", {})]
 
 
+def method_of(study: dict[str, Any], init: str) -> str:
+    """Names the method of an init that is pretrained: its own name, or what the study says that it is a variant of."""
+    return str((study.get("methods") or {}).get(init, {}).get("method", init))
+
+
+def variant_title(study: dict[str, Any], init: str) -> str | None:
+    """Says what tables and figures call a variant of a method; None for an init that is none."""
+    if method_of(study, init) == init:
+        return None
+    return str(study["methods"][init].get("title") or init)
+
+
 def pretrain_seeds(study: dict[str, Any], init: str | None = None) -> list[Any]:
     """Lists the seeds of a study's pretrainings; `[None]` for an init that it does not pretrain."""
     if init is not None and (init == "scratch" or init in study.get("files", {})):

@@ -6,6 +6,7 @@ empty and every row is stamped: the patients are one person, and an interval ove
 simulations are.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,17 +75,21 @@ def _stamped(interval: Interval, settings: Settings) -> Interval:
     return interval._replace(low=NAN, high=NAN) if settings.simulated else interval
 
 
-def contrasts(scores: pd.DataFrame | list[Arm], settings: Settings) -> pd.DataFrame:
+def contrasts(
+    scores: pd.DataFrame | list[Arm], settings: Settings, variants: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Computes the planned contrasts of each backbone and budget, paired by case, over the mean of classes.
 
-    Each init minus scratch, and each init minus the method it builds on (`PLANNED`), where both are in the study.
+    Each init minus scratch, and each init minus the method it builds on (`PLANNED`) or is a variant of, where both are
+    in the study. `variants` names the method of each variant.
     Metrics without a better side have no contrasts. Holm's family is one metric of one dataset and cohort: all its
     contrasts, over backbones and budgets.
     """
     by_key = {(*arm.key, arm.metric): arm for arm in lay_out(scores) if measure_of(arm.metric).better}
     rows = []
+    pairs = PLANNED | dict(variants or {})
     for (dataset, cohort, backbone, init, budget, metric), arm in by_key.items():
-        for against in ("scratch", PLANNED.get(init, "")):
+        for against in ("scratch", pairs.get(init, "")):
             other = by_key.get((dataset, cohort, backbone, against, budget, metric))
             if against != init and other is not None:
                 found = contrast(arm.mean, other.mean, arm.patients, *settings[:3])

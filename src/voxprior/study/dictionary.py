@@ -11,7 +11,9 @@ COHORT: Columns = {
     "cohort": ("text", "", "test: held out of the study's own dataset; external: another dataset, only predicted"),
 }
 BACKBONE: Columns = {"backbone": ("text", "", "the encoder; inits are compared inside one backbone only")}
-INIT: Columns = {"init": ("text", "", "scratch, or the method that the encoder was pretrained with")}
+INIT: Columns = {
+    "init": ("text", "", "scratch, the method or variant of one that pretrained the encoder, or a file of weights")
+}
 BUDGET: Columns = {"budget": ("integer", "cases", "labelled cases that fine-tuning had")}
 METRIC: Columns = {"metric": ("text", "", "dice, nsd, hd95_mm, ...; see docs/statistics.md")}
 RUN: Columns = {

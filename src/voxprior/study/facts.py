@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from voxprior.study import gather
-from voxprior.study.cells import arms_of, cells_of, pretrained, pretrainings_of
+from voxprior.study.cells import arms_of, cells_of, pretrained, pretrainings_of, variant_title
 
 Rows = list[dict[str, Any]]
 
@@ -18,13 +18,13 @@ def datasets_of(study: dict[str, Any]) -> list[str]:
 
 
 def titles(results: Path, study: dict[str, Any]) -> dict[str, str]:
-    """Names every init as its pretraining names itself, a file as the study does; scratch first."""
+    """Names every init as its pretraining names itself, files and variants as the study does; scratch first."""
     found = {"scratch": "From scratch"}
     found |= {name: file["title"] or name for name, file in study.get("files", {}).items()}
     for backbone, init in pretrained(study):
         first = gather.pretrain_folder(results, pretrainings_of(study, backbone, init)[0])
         summary = gather.read_json(first / "summary.json")
-        found[init] = summary.get("title") or init
+        found[init] = variant_title(study, init) or summary.get("title") or init
     return found
 
 

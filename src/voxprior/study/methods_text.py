@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from voxprior.maths.regions import chosen
+from voxprior.study.cells import method_of, variant_title
 from voxprior.study.measures import measure_of
 from voxprior.study.wording import listed, networks
 
@@ -96,7 +97,7 @@ def _pretraining(config: Mapping[str, Any]) -> str:
     for backbone, inits in study["inits"].items():
         family = config["backbones"][backbone]["family"]
         network = NETWORKS.get(config["backbones"][backbone].get(family, {}).get("kind"), NETWORKS[family])
-        methods = [METHODS.get(init, init) for init in inits if init != "scratch"]
+        methods = [_named(config, init) for init in inits if init != "scratch"]
         start = " and from random weights" if "scratch" in inits else ""
         title = config["backbones"][backbone]["title"]
         said.append(
@@ -113,6 +114,19 @@ def _pretraining(config: Mapping[str, Any]) -> str:
             "encoder alone was handed on."
         )
     return " ".join(said)
+
+
+def _named(config: Mapping[str, Any], init: str) -> str:
+    """Names a method with its source, a variant with the numbers that differ from its method's, a file as it is."""
+    study = config["study"]
+    base = method_of(study, init)
+    if base == init:
+        return METHODS.get(init, init)
+    cited = any(base in inits for inits in study["inits"].values())
+    method = METHODS[base].split(" (")[0] if cited else METHODS[base]
+    usual, own = config["methods"][base], config["variants"][base][init]
+    changed = [f"{key} {value} in place of {usual[key]}" for key, value in own.items() if value != usual[key]]
+    return f"{variant_title(study, init)} ({method} with {listed(changed)})"
 
 
 def _finetuning(config: Mapping[str, Any]) -> str:
@@ -162,11 +176,12 @@ def _statistics(study: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) ->
     own = contrasts[contrasts["cohort"] == "test"]
     if len(own):
         family = int(own.groupby("metric").size().max())
+        varied = " or is a variant of" if any("method" in some for some in study.get("methods", {}).values()) else ""
         margins = [f"{m:g} for {listed(names)}" for m, names in _margins(own).items()]
         said.append(
             f"{_count(family, 'contrast')} per metric {'were' if family != 1 else 'was'} planned: each init with "
             f"random "
-            "weights, and with the method it builds on. Differences were tested with two-sided sign-flip "
+            f"weights, and with the method it builds on{varied}. Differences were tested with two-sided sign-flip "
             "permutations of "
             "patients, widened by the variance of seeds, and adjusted after Holm (Scand. J. Statist. 6, 1979) within "
             "a metric. "

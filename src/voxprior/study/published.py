@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from voxprior import whole
-from voxprior.study.cells import pretrain_seeds, read_name
+from voxprior.study.cells import pretrain_seeds, read_name, variant_title
 from voxprior.study.views import at_labels
 
 RULES = 1  # raised when the rules here change: finished runs are then published anew
@@ -109,17 +109,17 @@ def read(place: Place, config: dict[str, Any], card: dict[str, Any], card_hash: 
     journal, clock = read_lines(place.folder / "journal.jsonl"), read_lines(place.folder / "clock.jsonl")
     seconds = float(summary.get("seconds") or (clock[-1]["seconds"] if clock else 0.0))
     digest = str((summary.get("inputs") or {}).get("index_sha256") or "")
+    named = read_name(place.name.removeprefix(f"{place.stage}/"))
     tags = {
         "study": study["study"],
         "stage": place.stage,
         "dataset": study["dataset"],
-        "init": card.get("init") or card["method"],
+        "init": named.init if named else card.get("init") or card["method"],  # a variant's card names its method
         **{str(key): str(card[key]) for key in ("backbone", "budget", "fold", "seed") if key in card},
         "card_hash": card_hash,
         "dataset_hash": digest,
         "git_commit": str(summary.get("git_commit") or ""),
     }
-    named = read_name(place.name.removeprefix(f"{place.stage}/"))
     if named is not None and named.pretrain_seed is not None:
         tags["pretrain_seed"] = str(named.pretrain_seed)
     tags |= {"arm": f"{tags['init']} {tags['backbone']}", "replaced": "no"}
@@ -197,7 +197,8 @@ def title(tags: dict[str, str], summary: dict[str, Any], study: dict[str, Any]) 
     before = f" p{tags['pretrain_seed']}" if len(pretrain_seeds(study)) > 1 and "pretrain_seed" in tags else ""
     if tags["stage"] == "pretrain":
         fold = f" fold {tags['fold']}" if _several_folds(study) else ""
-        return f"pretrain {summary.get('title') or tags['init']}{before} {tags['backbone']}{fold}"
+        name = variant_title(study, tags["init"]) or summary.get("title") or tags["init"]
+        return f"pretrain {name}{before} {tags['backbone']}{fold}"
     fold = f" f{tags['fold']}" if _several_folds(study) else ""
     labels = "label" if tags["budget"] == "1" else "labels"
     return f"{tags['init']} {tags['budget']} {labels}{before} s{tags['seed']}{fold} {tags['backbone']}"
@@ -212,7 +213,9 @@ def note(tags: dict[str, str], config: dict[str, Any], summary: dict[str, Any]) 
     backbone = ((config.get("backbones") or {}).get(tags["backbone"]) or {}).get("title") or tags["backbone"]
     told = f"**{SIMULATED[0].upper()}{SIMULATED[1:]}.**\n\n" if "stamp" in tags else ""
     if tags["stage"] == "pretrain":
-        name = summary.get("title") or tags["init"]
+        of = summary.get("title") or tags["init"]
+        variant = variant_title(config["study"], tags["init"])
+        name = f"{variant}, a variant of {of}," if variant else of
         return f"{told}{name} pretrains the encoder of {backbone} on scans of `{tags['dataset']}`, without labels."
     cases = f"{tags['budget']} labelled case{'s' if tags['budget'] != '1' else ''}"
     begins = "random weights" if tags["init"] == "scratch" else f"the encoder that `{tags['init']}` pretrained"
