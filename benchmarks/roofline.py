@@ -4,12 +4,17 @@ A step is run without content, and every operation of it is noted: floating-poin
 As written, every operation is a kernel. Compiled, element-wise operations and what they end in are one kernel, which
 reads what comes from outside and writes what is used outside: a greedy picture of what torch's compiler makes. A
 kernel takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
-more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more.
+more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more. Where the host waits
+for the device, as it does to learn a number that lies there, it launches nothing more until all is done.
+
+Memory: what is alive at the fullest moment of a step as written, each storage once. What the allocator cannot use, and
+what a kernel needs inside itself, comes on top.
 
 What this cannot know: how near to the peak a convolution of few channels gets, caches, and clocks that fall under load.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +23,7 @@ from unittest import mock
 import arms  # noqa: F401  # puts the checkout on the path
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -37,6 +43,10 @@ PRODUCT_SHARE, BANDWIDTH_SHARE, MEMORY_SHARE = 0.65, 0.8, 0.9
 LAUNCH_S = {"fp32 eager": 8e-6, "bf16 eager": 8e-6, "bf16 compiled": 3e-6}  # of the host, per kernel
 TAP_OPERATIONS = 12  # of the kernel that cuts views, per voxel read; on the ordinary cores, at a half of their peak
 PERSISTENT = 4096  # values that torch's compiler reduces and uses in one kernel
+# An operation on a list of tensors is launched for so many chunks of so many numbers, and for so many tensors of one,
+# two ... lists. Source: torch, aten/src/ATen/native/cuda/MultiTensorApply.cuh.
+CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)
+LOW = (torch.bfloat16, torch.float16)
 
 _aten = torch.ops.aten
 _NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "_softmax", "_log_softmax"}
@@ -53,12 +63,14 @@ class Operation:
     name: str
     kind: str  # product, reduction, pointwise, alone
     flops: int
-    low: bool  # in bfloat16
+    low: bool  # in bfloat16 or float16
     reads: dict[int, int]
     writes: dict[int, int]
     voxels: int  # of its largest tensor
     reduced: int = 1  # values that become one
     part: str = ""
+    launches: int = 1
+    waits: bool = False  # the host, until the device has done it
 
 
 @dataclass
@@ -78,24 +90,59 @@ def _touched(tensor: Tensor) -> int:
     return min(count * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
+def launches_of(name: str, lists: list[list[Tensor]]) -> int:
+    """Counts the kernels that an operation launches: one, or what lists of tensors are divided into."""
+    if not name.startswith(("_foreach", "_fused", "_amp_foreach")) or not lists:
+        return 1
+    tensors = max(lists, key=len)
+    chunks = sum(math.ceil(tensor.numel() / CHUNK) for tensor in tensors)
+    at_once = TENSORS[min(len(lists), len(TENSORS)) - 1]
+    return max(1, math.ceil(chunks / CHUNKS), math.ceil(len(tensors) / at_once))
+
+
 class Tape(TorchDispatchMode):
-    """Notes every operation that runs inside."""
+    """Notes every operation on the device that runs inside, and the most bytes that are alive there.
+
+    What is on the CPU is the host's own work and is not noted.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.part = ""
         self.together: int | None = None
-        self._alive: list[Any] = []  # a storage that is let go would give its address to the next one
+        self.peak_bytes = 0
+        # As long as a storage is weakly held its address is not given to another one.
+        self._seen: dict[int, StorageWeakRef] = {}
+        self._alive: dict[int, int] = {}  # bytes
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Counts tensors that are there before they are used."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._seen:
+                self._seen[storage._cdata] = StorageWeakRef(storage)
+                self._alive[storage._cdata] = storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, sum(self._alive.values()))
+
+    def _forget(self) -> None:
+        """Takes off what is let go."""
+        for place in [place for place in self._alive if self._seen[place].expired()]:
+            del self._alive[place]
 
     def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         """Runs the operation and notes it, unless it only looks at its input in another way."""
-        made = function(*given, **(named or {}))
         flat, _ = torch.utils._pytree.tree_flatten((given, named))
         inputs = [part for part in flat if isinstance(part, Tensor)]
+        made = self.run(function, given, named or {}, inputs)
         outputs = [part for part in torch.utils._pytree.tree_flatten(made)[0] if isinstance(part, Tensor)]
-        self.note(function, given, named or {}, made, inputs, outputs)
+        if all(tensor.device.type != "cpu" for tensor in (*inputs[:1], *outputs)):
+            self.note(function, given, named or {}, made, inputs, outputs)
         return made
+
+    def run(self, function: Any, given: Any, named: dict[str, Any], inputs: list[Tensor]) -> Any:
+        """Runs one operation."""
+        return function(*given, **named)
 
     def note(self, function: Any, given: Any, named: Any, made: Any, inputs: Any, outputs: Any) -> None:
         """Notes one operation."""
@@ -103,9 +150,16 @@ class Tape(TorchDispatchMode):
         changes = function._schema.is_mutable
         fresh = [tensor for tensor in outputs if changes or tensor.untyped_storage()._cdata not in places]
         name = function.overloadpacket.__name__
+        lists = [part for part in given if isinstance(part, list | tuple) and part and isinstance(part[0], Tensor)]
+        if changes and not fresh:  # an operation on lists gives nothing back
+            fresh = list(lists[0]) if lists else []
+        if self.together is None:
+            self._forget()
+            self.hold((*inputs, *outputs))
+        else:  # inside a fused kernel nothing of it is alive; what comes out is seen where it is used
+            self._seen |= {s._cdata: StorageWeakRef(s) for s in (t.untyped_storage() for t in outputs)}
         if not fresh or name.startswith(("empty", "new_empty")):
             return
-        self._alive += [tensor.untyped_storage() for tensor in (*inputs, *outputs)]
         flops = 0
         if function.overloadpacket in flop_registry:
             flops = int(flop_registry[function.overloadpacket](*given, **named, out_val=made))
@@ -126,12 +180,17 @@ class Tape(TorchDispatchMode):
             size = fresh[0].numel() * tensor.element_size() if gathers else _touched(tensor)
             reads[place] = max(reads.get(place, 0), min(size, _touched(tensor)))
         writes = {tensor.untyped_storage()._cdata: _touched(tensor) for tensor in fresh}
-        low = any(tensor.dtype == torch.bfloat16 for tensor in inputs)
-        operation = Operation(
-            name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part
-        )
+        low = any(tensor.dtype in LOW for tensor in inputs)
+        reduced, launches = max(1, largest // max(1, least)), launches_of(name, lists)
+        operation = Operation(name, kind, flops, low, reads, writes, largest, reduced, self.part, launches)
         if self.together is not None:
             operation.kind = f"together {self.together}"
+        elif bare in _NORMS and reduced > PERSISTENT:
+            # Statistics first, and then the whole input again: torch's own kernels and compiled ones do the same.
+            statistic = -len(self.operations) - 1
+            first = Operation(name, kind, 0, low, reads, {statistic: 8 * least}, largest, reduced, self.part)
+            self.operations.append(first)
+            operation.kind, operation.reduced, operation.reads = "pointwise", 1, {**reads, statistic: 8 * least}
         self.operations.append(operation)
 
     @contextmanager
@@ -155,10 +214,11 @@ def kernels(operations: list[Operation], compiled: bool) -> list[Kernel]:
             goal = joined.get(operation.kind)
         elif compiled and operation.kind in ("pointwise", "reduction") and operation.part != "views":
             sources = [writer[place] for place in operation.reads if place in writer]
-            if sources and (latest := max(sources))[1]:
-                there = groups[latest[0]]
+            latest = max((group for group, _ in sources), default=-1)
+            if sources and all(may for group, may in sources if group == latest):
+                there = groups[latest]
                 if there.open and operations[there.operations[0]].part == operation.part:
-                    goal = latest[0] if operation.voxels == there.voxels else None
+                    goal = latest if operation.voxels == there.voxels else None
         if goal is None:
             may = compiled and operation.kind in ("pointwise", "reduction")
             groups.append(Kernel(open=may, voxels=operation.voxels))
@@ -181,6 +241,8 @@ class Sum:
     bytes: int = 0
     kernels: int = 0
     moving: float = 0.0  # seconds in kernels that the bandwidth limits
+    waits: int = 0
+    spans: list[tuple[float, int, bool]] = field(default_factory=list)  # of each kernel: seconds, launches, waits
     by_part: dict[str, float] = field(default_factory=dict)
 
 
@@ -213,11 +275,29 @@ def add_up(operations: list[Operation], groups: list[Kernel], gpu: dict[str, flo
         total.seconds += took
         total.bound += max(ideal, size / gpu["bytes_per_second"])
         total.bytes += size
-        total.kernels += 1
+        launches = max(operations[at].launches for at in group.operations)
+        waits = any(operations[at].waits for at in group.operations)
+        total.spans.append((took, launches, waits))
+        total.kernels += launches
+        total.waits += waits
         total.moving += moving if moving >= products else 0.0
         part = operations[group.operations[0]].part
         total.by_part[part] = total.by_part.get(part, 0.0) + took
     return total
+
+
+def clock(spans: list[tuple[float, int, bool]], launch_s: float) -> float:
+    """Says how long kernels take from an idle device on: each begins when it is launched and the one before is done.
+
+    Where the host waits, it launches the next one when all is done.
+    """
+    host = device = 0.0
+    for seconds, launches, waits in spans:
+        host += launches * launch_s
+        device = max(device, host) + seconds
+        if waits:
+            host = device
+    return max(host, device)
 
 
 _fused = estimate._Fused  # as it is; while a step is recorded the next one stands in its place
@@ -255,7 +335,7 @@ def _in_one(tape: Tape, model: Any) -> Any:
         made = volume.new_empty((samples, lo.shape[1], channels, *size), dtype=torch.float32)
         taps = (2 * _step_vox(model, size, sides[-1])) ** 3
         place = made.untyped_storage()._cdata
-        tape._alive += [made.untyped_storage(), volume.untyped_storage()]
+        tape.hold([made, volume])
         operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: _touched(volume)}, {}, 1)
         operation.writes, operation.part = {place: _touched(made)}, tape.part
         # Written as products of the ordinary cores, of which a half is reached.
@@ -266,12 +346,13 @@ def _in_one(tape: Tape, model: Any) -> Any:
     return cutting
 
 
-def record(model: Any, region: Any, samples: int, precision: str, kernel: bool = True) -> list[Operation]:
+def record(model: Any, region: Any, samples: int, precision: str, kernel: bool = True) -> Tape:
     """Notes views, forward and backward pass of a step; `kernel`: views are cut by `maths/cutting.py`."""
     from voxprior.methods import glmae, twoviews
 
     batch, key_B = estimate.fake_batch(region, samples, channels=model.encoder.channels_in)
     tape = Tape()
+    tape.hold([*model.parameters(), *model.buffers(), *batch.values()])
     _Attention.tape = tape
     with tape:
         tape.part = "views"
@@ -286,7 +367,7 @@ def record(model: Any, region: Any, samples: int, precision: str, kernel: bool =
             loss, _, _ = reduce_terms(model(views, 0.5))
         tape.part = "backward"
         loss.backward()
-    return tape.operations
+    return tape
 
 
 def update_bytes(cost: estimate.Cost) -> int:
@@ -301,7 +382,8 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
     update = update_bytes(cost)
     for way, launch_s in LAUNCH_S.items():
         compiled = way.endswith("compiled")
-        operations = record(model, region, samples, way[:4], kernel=compiled)
+        tape = record(model, region, samples, way[:4], kernel=compiled)
+        operations = tape.operations
         groups = kernels(operations, compiled)
         for name, gpu in GPUS.items():
             found = add_up(operations, groups, gpu)
