@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 
-
 @dataclass
 class Step:
     """A training step, and what it works on."""

@@ -1,9 +1,8 @@
 """What a step must move and compute, operation by operation, on the meta device; and how long a GPU takes for it.
 
 A step is run without content, and every operation of it is noted: floating-point operations, bytes read, bytes written.
-As written, every operation is a kernel. Compiled, element-wise operations and what they end in are one kernel, which
-reads what comes from outside and writes what is used outside: a greedy picture of what torch's compiler makes. A
-kernel takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
+As written, every operation is a kernel; compiled, they are joined as torch's compiler does (`fusing.py`). A kernel
+takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
 more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more. Where the host waits
 for the device, as it does to learn a number that lies there, it launches nothing more until all is done.
 
@@ -13,19 +12,15 @@ what a kernel needs inside itself, comes on top.
 What this cannot know: how near to the peak a convolution of few channels gets, caches, and clocks that fall under load.
 """
 
-import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import arms  # noqa: F401  # puts the checkout on the path
 import torch
+from fusing import Kernel, kernels
+from tape import Operation, Tape, touched
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from voxprior.engine import estimate
 from voxprior.engine.step import reduce_terms
@@ -42,194 +37,28 @@ GPUS = {
 PRODUCT_SHARE, BANDWIDTH_SHARE, MEMORY_SHARE = 0.65, 0.8, 0.9
 LAUNCH_S = {"fp32 eager": 8e-6, "bf16 eager": 8e-6, "bf16 compiled": 3e-6}  # of the host, per kernel
 TAP_OPERATIONS = 12  # of the kernel that cuts views, per voxel read; on the ordinary cores, at a half of their peak
-PERSISTENT = 4096  # values that torch's compiler reduces and uses in one kernel
-# An operation on a list of tensors is launched for so many chunks of so many numbers, and for so many tensors of one,
-# two ... lists. Source: torch, aten/src/ATen/native/cuda/MultiTensorApply.cuh.
-CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)
-LOW = (torch.bfloat16, torch.float16)
-
-_aten = torch.ops.aten
-_NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "_softmax", "_log_softmax"}
-_NORMS |= {f"{name}_backward" for name in ("native_layer_norm", "native_group_norm", "native_batch_norm")}
-_NORMS |= {"_softmax_backward_data", "_log_softmax_backward_data", "_native_batch_norm_legit"}
-_REDUCTIONS = {"sum", "mean", "var", "var_mean", "std", "std_mean", "amax", "max", "min", "norm", "linalg_vector_norm"}
-_ALONE = {"sort", "argsort", "topk", "cumsum", "max_pool3d_with_indices", "avg_pool3d", "avg_pool3d_backward"}
 
 
-@dataclass
-class Operation:
-    """One noted operation: what it reads and writes, by storage, in bytes."""
-
-    name: str
-    kind: str  # product, reduction, pointwise, alone
-    flops: int
-    low: bool  # in bfloat16 or float16
-    reads: dict[int, int]
-    writes: dict[int, int]
-    voxels: int  # of its largest tensor
-    reduced: int = 1  # values that become one
-    part: str = ""
-    launches: int = 1
-    waits: bool = False  # the host, until the device has done it
+# What a kernel is called after: the first kind of which it holds an operation.
+KINDS = {
+    "attention": ("together",),
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "convolutions": ("convolution", "convolution_backward"),
+    "cutting views": ("cut",),
+    "GELU": ("gelu", "gelu_backward"),
+    "norms": ("native_layer_norm", "native_group_norm", "native_batch_norm", "rsqrt", "var", "mean"),
+    "statistics": ("sum",),
+    "weights and gradients to another type": ("_to_copy",),
+}
 
 
-@dataclass
-class Kernel:
-    """Operations that run as one."""
-
-    operations: list[int] = field(default_factory=list)
-    open: bool = True
-    voxels: int = 0
-
-
-def _touched(tensor: Tensor) -> int:
-    """Counts the bytes of a tensor that are different ones: what is repeated by a stride of 0 is read once."""
-    count = 1
-    for side, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= side if stride else 1
-    return min(count * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def launches_of(name: str, lists: list[list[Tensor]]) -> int:
-    """Counts the kernels that an operation launches: one, or what lists of tensors are divided into."""
-    if not name.startswith(("_foreach", "_fused", "_amp_foreach")) or not lists:
-        return 1
-    tensors = max(lists, key=len)
-    chunks = sum(math.ceil(tensor.numel() / CHUNK) for tensor in tensors)
-    at_once = TENSORS[min(len(lists), len(TENSORS)) - 1]
-    return max(1, math.ceil(chunks / CHUNKS), math.ceil(len(tensors) / at_once))
-
-
-class Tape(TorchDispatchMode):
-    """Notes every operation on the device that runs inside, and the most bytes that are alive there.
-
-    What is on the CPU is the host's own work and is not noted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Operation] = []
-        self.part = ""
-        self.together: int | None = None
-        self.peak_bytes = 0
-        # As long as a storage is weakly held its address is not given to another one.
-        self._seen: dict[int, StorageWeakRef] = {}
-        self._alive: dict[int, int] = {}  # bytes
-
-    def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Counts tensors that are there before they are used."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._seen:
-                self._seen[storage._cdata] = StorageWeakRef(storage)
-                self._alive[storage._cdata] = storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, sum(self._alive.values()))
-
-    def _forget(self) -> None:
-        """Takes off what is let go."""
-        for place in [place for place in self._alive if self._seen[place].expired()]:
-            del self._alive[place]
-
-    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        """Runs the operation and notes it, unless it only looks at its input in another way."""
-        flat, _ = torch.utils._pytree.tree_flatten((given, named))
-        inputs = [part for part in flat if isinstance(part, Tensor)]
-        made = self.run(function, given, named or {}, inputs)
-        outputs = [part for part in torch.utils._pytree.tree_flatten(made)[0] if isinstance(part, Tensor)]
-        if all(tensor.device.type != "cpu" for tensor in (*inputs[:1], *outputs)):
-            self.note(function, given, named or {}, made, inputs, outputs)
-        return made
-
-    def run(self, function: Any, given: Any, named: dict[str, Any], inputs: list[Tensor]) -> Any:
-        """Runs one operation."""
-        return function(*given, **named)
-
-    def note(self, function: Any, given: Any, named: Any, made: Any, inputs: Any, outputs: Any) -> None:
-        """Notes one operation."""
-        places = {tensor.untyped_storage()._cdata for tensor in inputs}
-        changes = function._schema.is_mutable
-        fresh = [tensor for tensor in outputs if changes or tensor.untyped_storage()._cdata not in places]
-        name = function.overloadpacket.__name__
-        lists = [part for part in given if isinstance(part, list | tuple) and part and isinstance(part[0], Tensor)]
-        if changes and not fresh:  # an operation on lists gives nothing back
-            fresh = list(lists[0]) if lists else []
-        if self.together is None:
-            self._forget()
-            self.hold((*inputs, *outputs))
-        else:  # inside a fused kernel nothing of it is alive; what comes out is seen where it is used
-            self._seen |= {s._cdata: StorageWeakRef(s) for s in (t.untyped_storage() for t in outputs)}
-        if not fresh or name.startswith(("empty", "new_empty")):
-            return
-        flops = 0
-        if function.overloadpacket in flop_registry:
-            flops = int(flop_registry[function.overloadpacket](*given, **named, out_val=made))
-        bare = name.rstrip("_")
-        kind = "pointwise"
-        if flops:
-            kind = "product"
-        elif bare in _ALONE:
-            kind = "alone"
-        elif bare in _NORMS or bare in _REDUCTIONS:
-            kind = "reduction"
-        largest = max((tensor.numel() for tensor in (*inputs, *fresh)), default=1)
-        least = min(tensor.numel() for tensor in fresh) if bare in _REDUCTIONS else fresh[-1].numel()
-        gathers = name in ("index_select", "gather", "index")
-        reads: dict[int, int] = {}
-        for tensor in inputs:
-            place = tensor.untyped_storage()._cdata
-            size = fresh[0].numel() * tensor.element_size() if gathers else _touched(tensor)
-            reads[place] = max(reads.get(place, 0), min(size, _touched(tensor)))
-        writes = {tensor.untyped_storage()._cdata: _touched(tensor) for tensor in fresh}
-        low = any(tensor.dtype in LOW for tensor in inputs)
-        reduced, launches = max(1, largest // max(1, least)), launches_of(name, lists)
-        operation = Operation(name, kind, flops, low, reads, writes, largest, reduced, self.part, launches)
-        if self.together is not None:
-            operation.kind = f"together {self.together}"
-        elif bare in _NORMS and reduced > PERSISTENT:
-            # Statistics first, and then the whole input again: torch's own kernels and compiled ones do the same.
-            statistic = -len(self.operations) - 1
-            first = Operation(name, kind, 0, low, reads, {statistic: 8 * least}, largest, reduced, self.part)
-            self.operations.append(first)
-            operation.kind, operation.reduced, operation.reads = "pointwise", 1, {**reads, statistic: 8 * least}
-        self.operations.append(operation)
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Takes all operations inside for one kernel."""
-        before, self.together = self.together, len(self.operations)
-        try:
-            yield
-        finally:
-            self.together = before
-
-
-def kernels(operations: list[Operation], compiled: bool) -> list[Kernel]:
-    """Groups operations: each on its own, or element-wise ones with what they end in."""
-    groups: list[Kernel] = []
-    writer: dict[int, tuple[int, bool]] = {}  # storage -> (group, whether it may be joined)
-    joined: dict[str, int] = {}
-    for at, operation in enumerate(operations):
-        goal: int | None = None
-        if operation.kind.startswith("together"):
-            goal = joined.get(operation.kind)
-        elif compiled and operation.kind in ("pointwise", "reduction") and operation.part != "views":
-            sources = [writer[place] for place in operation.reads if place in writer]
-            latest = max((group for group, _ in sources), default=-1)
-            if sources and all(may for group, may in sources if group == latest):
-                there = groups[latest]
-                if there.open and operations[there.operations[0]].part == operation.part:
-                    goal = latest if operation.voxels == there.voxels else None
-        if goal is None:
-            may = compiled and operation.kind in ("pointwise", "reduction")
-            groups.append(Kernel(open=may, voxels=operation.voxels))
-            goal = len(groups) - 1
-            if operation.kind.startswith("together"):
-                joined[operation.kind] = goal
-        groups[goal].operations.append(at)
-        ends = operation.kind == "reduction" and operation.reduced > PERSISTENT
-        for place in operation.writes:
-            writer[place] = (goal, not ends)
-    return groups
+def kind_of(operations: list[Operation], group: Kernel) -> str:
+    """Says what a kernel is for."""
+    names = {operations[at].name.removesuffix("_backward") for at in group.operations}
+    names |= {operations[at].kind.split()[0] for at in group.operations} & {"together"}
+    if len(names) > 1:
+        names.discard("_to_copy")
+    return next((kind for kind, known in KINDS.items() if names & set(known)), "other")
 
 
 @dataclass
@@ -244,37 +73,25 @@ class Sum:
     waits: int = 0
     spans: list[tuple[float, int, bool]] = field(default_factory=list)  # of each kernel: seconds, launches, waits
     by_part: dict[str, float] = field(default_factory=dict)
+    by_kind: dict[str, float] = field(default_factory=dict)
 
 
 def add_up(operations: list[Operation], groups: list[Kernel], gpu: dict[str, float]) -> Sum:
     """Adds up the time of kernels on a GPU."""
-    home = {at: number for number, group in enumerate(groups) for at in group.operations}
-    users: dict[int, set[int]] = {}
-    for at, operation in enumerate(operations):
-        for place in operation.reads:
-            users.setdefault(place, set()).add(home[at])
     total = Sum()
-    for number, group in enumerate(groups):
-        written: dict[int, int] = {}
-        read: dict[int, int] = {}
+    for group in groups:
         products = ideal = 0.0
         for at in group.operations:
             operation = operations[at]
-            for place, size in operation.reads.items():
-                if place not in written:
-                    read[place] = max(read.get(place, 0), size)
-            written |= operation.writes
             convolves = "tf32" if operation.name.startswith("convolution") else "fp32"
             peak = gpu["bf16" if operation.low else convolves]
             products += operation.flops / (PRODUCT_SHARE * peak)
             ideal += operation.flops / peak
-        kept = {place for place in written if users.get(place, {number}) - {number} or place not in users}
-        size = sum(read.values()) + sum(written[place] for place in kept)
-        moving = size / (BANDWIDTH_SHARE * gpu["bytes_per_second"])
+        moving = group.bytes / (BANDWIDTH_SHARE * gpu["bytes_per_second"])
         took = max(products, moving)
         total.seconds += took
-        total.bound += max(ideal, size / gpu["bytes_per_second"])
-        total.bytes += size
+        total.bound += max(ideal, group.bytes / gpu["bytes_per_second"])
+        total.bytes += group.bytes
         launches = max(operations[at].launches for at in group.operations)
         waits = any(operations[at].waits for at in group.operations)
         total.spans.append((took, launches, waits))
@@ -283,6 +100,8 @@ def add_up(operations: list[Operation], groups: list[Kernel], gpu: dict[str, flo
         total.moving += moving if moving >= products else 0.0
         part = operations[group.operations[0]].part
         total.by_part[part] = total.by_part.get(part, 0.0) + took
+        kind = kind_of(operations, group)
+        total.by_kind[kind] = total.by_kind.get(kind, 0.0) + took
     return total
 
 
@@ -336,8 +155,8 @@ def _in_one(tape: Tape, model: Any) -> Any:
         taps = (2 * _step_vox(model, size, sides[-1])) ** 3
         place = made.untyped_storage()._cdata
         tape.hold([made, volume])
-        operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: _touched(volume)}, {}, 1)
-        operation.writes, operation.part = {place: _touched(made)}, tape.part
+        operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: touched(volume)}, {}, 1)
+        operation.writes, operation.part = {place: touched(made)}, tape.part
         # Written as products of the ordinary cores, of which a half is reached.
         operation.flops = int(made.numel() * taps * TAP_OPERATIONS * PRODUCT_SHARE / 0.5)
         tape.operations.append(operation)
@@ -398,7 +217,13 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
                 "moving_share": (found.moving + updating) / device,
                 "views_share": sum(found.by_part.get(part, 0.0) for part in ("views", "change")) / device,
             }
+            if compiled:
+                by = {**found.by_kind, "clipping, optimiser, teacher": updating}
+                ranked = sorted(by.items(), key=lambda pair: -pair[1])
+                told[name][way]["ms_by_kind"] = {kind: 1000 * seconds for kind, seconds in ranked}
         told[way] = {"bytes": found.bytes + update, "kernels": found.kernels}
+        if not compiled:
+            told[way]["peak_memory_bytes"] = tape.peak_bytes + cost.optimiser_bytes
     return told
 
 
