@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import arms
+import counted
 import peers
 import roofline
 import torch
 from machine import describe, write
+from peers import Arm
 
 from voxprior.engine import device as devices
 from voxprior.engine import estimate
@@ -203,10 +205,12 @@ def measure(learner: Learner, batch: Any, key_B: Any, samples: int, rounds: int)
     return told | busy(device, step, min(rounds, 10))
 
 
-def attempt(method: str, backbone: Backbone, options: Any, way: tuple[str, str]) -> dict[str, Any]:
+def attempt(
+    method: str, backbone: Backbone, options: Any, way: tuple[str, str], samples: int | None = None
+) -> dict[str, Any]:
     """Measures one arm."""
     device, (precision, how) = torch.device(options.device), way
-    config, samples = arms.config_of(method, options.size), arms.samples_of(method, options.size)
+    config, samples = arms.config_of(method, options.size), samples or arms.samples_of(method, options.size)
     torch.compiler.reset()
     backend = {"eager": None, "graphs": GRAPHS}.get(how, "inductor")
     compiler = None if options.no_compile else backend
@@ -218,24 +222,11 @@ def attempt(method: str, backbone: Backbone, options: Any, way: tuple[str, str])
     return {"samples": samples, **measure(learner, batch, key_B, samples, options.rounds)}
 
 
-def authors(name: str, precision: str, options: Any, there: Path) -> dict[str, Any]:
-    """Measures the authors' step: `shipped` in their script's precision, or under bfloat16."""
-    device, paper = torch.device(options.device), options.size == "paper"
-    crop = (112, 112, 128) if paper else (32, 32, 32)
-    sizes: dict[str, Any] = {"dims": (32, 64, 128, 256, 512), "decoder_width": 512, "width": 768, "heads": 12}
-    if name == "mae":
-        crop = (96, 96, 96) if paper else (32, 32, 32)
-        make, samples = peers.selfmedmae, 24 if paper else 2
-        low = precision == "shipped" and device.type == "cuda"  # float16 with a scaler, as its trainer does on a GPU
-    else:
-        make = peers.official_anatomask if name == "anatomask" else peers.official_spark
-        samples, low = 4 if paper else 2, precision == "bf16"
-    if paper:
-        sizes["decoder"] = (384, 8, 12)
-    else:
-        sizes = {"width": 48, "heads": 2, "decoder": (48, 1, 2), "decoder_width": 64}
-    step = make(there, peers.Size(device, samples, crop, low=low, **sizes))
-    clock = Clock(device)
+def authors(arm: Arm, options: Any, there: Path) -> dict[str, Any]:
+    """Measures one of the authors' steps."""
+    device = torch.device(options.device)
+    step = peers.taken(arm, there, device, options.size == "paper")
+    clock, samples = Clock(device), arm.samples if options.size == "paper" else 2
     for _ in range(WARM):
         step()
     clock.wait()
@@ -243,14 +234,25 @@ def authors(name: str, precision: str, options: Any, there: Path) -> dict[str, A
         torch.cuda.reset_peak_memory_stats(device)
     took = clock.times(step, options.rounds)
     told = {"ms": statistics.median(took), "ms_low": min(took), "ms_high": max(took), "samples": samples}
+    told["repository"] = arm.repository
     told["samples_per_second"] = 1000 * samples / told["ms"]
     told["peak_memory_bytes"] = devices.peak_memory_bytes(device)
     return told | busy(device, step, min(options.rounds, 5))
 
 
-def predict(method: str, backbone: Backbone, size: str) -> dict[str, Any]:
+def beside(arm: Arm, told: dict[str, Any], make: Callable[[Backbone], dict[str, Any]]) -> dict[str, Any]:
+    """Finds what our step of an arm took at as many samples as the authors', or makes it."""
+    for mine in told["arms"]:
+        found = mine if "ways" not in mine else mine["ways"].get(" ".join(WAYS[0]), {})
+        if mine["method"] == arm.method and found.get("samples") == arm.samples:
+            return {name: value for name, value in found.items() if name not in ("method", "backbone", "family")}
+    ((_, backbone),) = arms.arms("paper", [arm.method])
+    return make(backbone)
+
+
+def predict(method: str, backbone: Backbone, size: str, samples: int | None = None) -> dict[str, Any]:
     """Says what a step in bfloat16 costs, how long it takes, and how many samples fit, on each known GPU."""
-    config, samples = arms.config_of(method, size), arms.samples_of(method, size)
+    config, samples = arms.config_of(method, size), samples or arms.samples_of(method, size)
     module, recipe = arms.load(method), arms.plan(estimate.META).recipe
     region = module.region(config, backbone)
 
@@ -320,6 +322,16 @@ def run_predictions(output: Path, methods: list[str]) -> None:
                 f"{method:<10}{backbone.name:<13}{told['arms'][-1]['flops'] / 1e12:8.3f} TFLOP {ms:8.1f} ms", flush=True
             )
             write(output, told)
+    told["peers"], there = {}, peers.folder()
+    for peer in (peer for peer in peers.ARMS if peer.method in methods):
+        if (absent := peer.absent(there)) or there is None:
+            told["peers"][peer.name] = {"absent": absent}
+            continue
+        found = counted.predict(peer, there)
+        found["ours"] = beside(peer, told, lambda b, p=peer: predict(p.method, b, "paper", p.samples))
+        told["peers"][peer.name] = found
+        print(f"{peer.repository:<12}{peer.name:<23}{found['H100']['ms']:18.1f} ms", flush=True)
+    write(output, told)
 
 
 def run_measurements(output: Path, methods: list[str], options: Any) -> bool:
@@ -344,18 +356,17 @@ def run_measurements(output: Path, methods: list[str], options: Any) -> bool:
             alone(arm["ways"], name, lambda m=method, b=backbone, w=way: attempt(m, b, options, w), ends)
             print(row(arm, name, arm["ways"][name]), flush=True)
             write(output, told)
-    told["peers"] = {}
-    there = peers.folder()
-    for name, repository, precision in (
-        ("anatomask", "AnatoMask", "shipped"), ("mae", "SelfMedMAE", "shipped"), ("anatomask", "AnatoMask", "bf16"),
-        ("spark", "AnatoMask", "shipped"),
-    ):  # fmt: skip
-        if there is None or not (there / repository).exists():
-            told["peers"][f"{name} {precision}"] = {"absent": f"no checkout of {repository} below VOXPRIOR_PEERS"}
+    told["peers"], there = {}, peers.folder()
+    for peer in (peer for peer in peers.ARMS if peer.method in methods):
+        if (absent := peer.absent(there)) or there is None:
+            told["peers"][peer.name] = {"absent": absent}
             continue
-        part = f"{name} {precision}"
-        alone(told["peers"], part, lambda n=name, p=precision, f=there: authors(n, p, options, f), ends)
-        print(row({"method": repository, "backbone": name}, precision, told["peers"][part]), flush=True)
+        alone(told["peers"], peer.name, lambda p=peer, f=there: authors(p, options, f), ends)
+        print(row({"method": peer.repository, "backbone": ""}, peer.name, told["peers"][peer.name]), flush=True)
+        if options.size == "paper" and "ms" in told["peers"][peer.name]:
+            way = ("bf16", "eager") if options.no_compile else WAYS[0]
+            make = lambda b, p=peer, w=way: attempt(p.method, b, options, w, p.samples)  # noqa: E731
+            alone(told["peers"][peer.name], "ours", lambda p=peer, m=make: beside(p, told, m), ends)
         write(output, told)
     write(output, told)
     checks = [told["kernel"], *(arm["check"] for arm in told["arms"])]

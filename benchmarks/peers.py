@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,49 @@ from typing import Any
 import torch
 from torch import nn
 
-Step = Callable[[], Any]
+
+@dataclass
+class Step:
+    """A training step, and what it works on."""
+
+    take: Callable[[], Any]
+    modules: list[nn.Module] = field(default_factory=list)  # the model, then a teacher
+    optimiser: torch.optim.Optimizer | None = None
+
+    def __call__(self) -> Any:
+        """Takes it."""
+        return self.take()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the authors' steps beside ours. `shipped`: in the precision of their script."""
+
+    method: str
+    repository: str
+    precision: str
+    samples: int  # of the papers' size
+
+    @property
+    def name(self) -> str:
+        """Names it in tables and files."""
+        return f"{self.method} {self.precision} x{self.samples}"
+
+    def absent(self, there: Path | None) -> str | None:
+        """Says why it cannot be had, or None where its checkout is there."""
+        if there is None or not (there / self.repository).exists():
+            return f"no checkout of {self.repository} below VOXPRIOR_PEERS"
+        return None
+
+
+# What users would run first. SelfMedMAE's authors take six crops a step; 24 is what ours takes.
+ARMS = [
+    Arm("anatomask", "AnatoMask", "shipped", 4),
+    Arm("mae", "SelfMedMAE", "shipped", 6),
+    Arm("anatomask", "AnatoMask", "bf16", 4),
+    Arm("mae", "SelfMedMAE", "shipped", 24),
+    Arm("spark", "AnatoMask", "shipped", 4),
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +79,22 @@ class Size:
 def folder() -> Path | None:
     """Tells where the checkouts are."""
     return Path(os.environ["VOXPRIOR_PEERS"]) if os.environ.get("VOXPRIOR_PEERS") else None
+
+
+def taken(arm: Arm, there: Path, device: torch.device, paper: bool) -> Step:
+    """Makes the step of an arm, at the paper's size or a tiny one of two samples."""
+    crop, samples = ((112, 112, 128), arm.samples) if paper else ((32, 32, 32), 2)
+    sizes: dict[str, Any] = {"width": 48, "heads": 2, "decoder": (48, 1, 2), "decoder_width": 64}
+    if paper:
+        sizes = {"dims": (32, 64, 128, 256, 512), "decoder_width": 512, "width": 768, "heads": 12}
+        sizes["decoder"] = (384, 8, 12)
+    if arm.method == "mae":
+        crop = (96, 96, 96) if paper else crop
+        # In float16 with a scaler, as its trainer does on a GPU.
+        low = device.type != "cpu"
+        return selfmedmae(there, Size(device, samples, crop, low=low, **sizes))
+    make = official_anatomask if arm.method == "anatomask" else official_spark
+    return make(there, Size(device, samples, crop, low=arm.precision == "bf16", **sizes))
 
 
 def selfmedmae(peers: Path, size: Size) -> Step:
@@ -65,7 +123,7 @@ def selfmedmae(peers: Path, size: Size) -> Step:
         scaler.update()
         loss.item()
 
-    return step
+    return Step(step, [model], optimiser)
 
 
 def _stunet(scripts: Path, size: Size) -> tuple[nn.Module, nn.Module]:
@@ -101,7 +159,7 @@ def official_spark(peers: Path, size: Size) -> Step:
         optimiser.step()
         loss.item()
 
-    return step
+    return Step(step, [model], optimiser)
 
 
 def official_anatomask(peers: Path, size: Size) -> Step:
@@ -131,7 +189,7 @@ def official_anatomask(peers: Path, size: Size) -> Step:
         teacher.update(model)
         loss.item()
 
-    return step
+    return Step(step, [model, teacher.ema], optimiser)
 
 
 def _scripts(peers: Path) -> Path:

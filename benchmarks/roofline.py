@@ -1,25 +1,26 @@
 """What a step must move and compute, operation by operation, on the meta device; and how long a GPU takes for it.
 
 A step is run without content, and every operation of it is noted: floating-point operations, bytes read, bytes written.
-As written, every operation is a kernel. Compiled, element-wise operations and what they end in are one kernel, which
-reads what comes from outside and writes what is used outside: a greedy picture of what torch's compiler makes. A
-kernel takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
-more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more.
+As written, every operation is a kernel; compiled, they are joined as torch's compiler does (`fusing.py`). A kernel
+takes as long as its products at a share of the peak, or its bytes at a share of the bandwidth, whichever is
+more; a step takes as long as its kernels, or as the host takes to launch them, whichever is more. Where the host waits
+for the device, as it does to learn a number that lies there, it launches nothing more until all is done.
+
+Memory: what is alive at the fullest moment of a step as written, each storage once. What the allocator cannot use, and
+what a kernel needs inside itself, comes on top.
 
 What this cannot know: how near to the peak a convolution of few channels gets, caches, and clocks that fall under load.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import arms  # noqa: F401  # puts the checkout on the path
 import torch
+from fusing import Kernel, kernels
+from tape import Operation, Tape, touched
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from voxprior.engine import estimate
 from voxprior.engine.step import reduce_terms
@@ -36,140 +37,28 @@ GPUS = {
 PRODUCT_SHARE, BANDWIDTH_SHARE, MEMORY_SHARE = 0.65, 0.8, 0.9
 LAUNCH_S = {"fp32 eager": 8e-6, "bf16 eager": 8e-6, "bf16 compiled": 3e-6}  # of the host, per kernel
 TAP_OPERATIONS = 12  # of the kernel that cuts views, per voxel read; on the ordinary cores, at a half of their peak
-PERSISTENT = 4096  # values that torch's compiler reduces and uses in one kernel
-
-_aten = torch.ops.aten
-_NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "_softmax", "_log_softmax"}
-_NORMS |= {f"{name}_backward" for name in ("native_layer_norm", "native_group_norm", "native_batch_norm")}
-_NORMS |= {"_softmax_backward_data", "_log_softmax_backward_data", "_native_batch_norm_legit"}
-_REDUCTIONS = {"sum", "mean", "var", "var_mean", "std", "std_mean", "amax", "max", "min", "norm", "linalg_vector_norm"}
-_ALONE = {"sort", "argsort", "topk", "cumsum", "max_pool3d_with_indices", "avg_pool3d", "avg_pool3d_backward"}
 
 
-@dataclass
-class Operation:
-    """One noted operation: what it reads and writes, by storage, in bytes."""
-
-    name: str
-    kind: str  # product, reduction, pointwise, alone
-    flops: int
-    low: bool  # in bfloat16
-    reads: dict[int, int]
-    writes: dict[int, int]
-    voxels: int  # of its largest tensor
-    reduced: int = 1  # values that become one
-    part: str = ""
+# What a kernel is called after: the first kind of which it holds an operation.
+KINDS = {
+    "attention": ("together",),
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "convolutions": ("convolution", "convolution_backward"),
+    "cutting views": ("cut",),
+    "GELU": ("gelu", "gelu_backward"),
+    "norms": ("native_layer_norm", "native_group_norm", "native_batch_norm", "rsqrt", "var", "mean"),
+    "statistics": ("sum",),
+    "weights and gradients to another type": ("_to_copy",),
+}
 
 
-@dataclass
-class Kernel:
-    """Operations that run as one."""
-
-    operations: list[int] = field(default_factory=list)
-    open: bool = True
-    voxels: int = 0
-
-
-def _touched(tensor: Tensor) -> int:
-    """Counts the bytes of a tensor that are different ones: what is repeated by a stride of 0 is read once."""
-    count = 1
-    for side, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= side if stride else 1
-    return min(count * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-class Tape(TorchDispatchMode):
-    """Notes every operation that runs inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Operation] = []
-        self.part = ""
-        self.together: int | None = None
-        self._alive: list[Any] = []  # a storage that is let go would give its address to the next one
-
-    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        """Runs the operation and notes it, unless it only looks at its input in another way."""
-        made = function(*given, **(named or {}))
-        flat, _ = torch.utils._pytree.tree_flatten((given, named))
-        inputs = [part for part in flat if isinstance(part, Tensor)]
-        outputs = [part for part in torch.utils._pytree.tree_flatten(made)[0] if isinstance(part, Tensor)]
-        self.note(function, given, named or {}, made, inputs, outputs)
-        return made
-
-    def note(self, function: Any, given: Any, named: Any, made: Any, inputs: Any, outputs: Any) -> None:
-        """Notes one operation."""
-        places = {tensor.untyped_storage()._cdata for tensor in inputs}
-        changes = function._schema.is_mutable
-        fresh = [tensor for tensor in outputs if changes or tensor.untyped_storage()._cdata not in places]
-        name = function.overloadpacket.__name__
-        if not fresh or name.startswith(("empty", "new_empty")):
-            return
-        self._alive += [tensor.untyped_storage() for tensor in (*inputs, *outputs)]
-        flops = 0
-        if function.overloadpacket in flop_registry:
-            flops = int(flop_registry[function.overloadpacket](*given, **named, out_val=made))
-        bare = name.rstrip("_")
-        kind = "pointwise"
-        if flops:
-            kind = "product"
-        elif bare in _ALONE:
-            kind = "alone"
-        elif bare in _NORMS or bare in _REDUCTIONS:
-            kind = "reduction"
-        largest = max((tensor.numel() for tensor in (*inputs, *fresh)), default=1)
-        least = min(tensor.numel() for tensor in fresh) if bare in _REDUCTIONS else fresh[-1].numel()
-        gathers = name in ("index_select", "gather", "index")
-        reads: dict[int, int] = {}
-        for tensor in inputs:
-            place = tensor.untyped_storage()._cdata
-            size = fresh[0].numel() * tensor.element_size() if gathers else _touched(tensor)
-            reads[place] = max(reads.get(place, 0), min(size, _touched(tensor)))
-        writes = {tensor.untyped_storage()._cdata: _touched(tensor) for tensor in fresh}
-        low = any(tensor.dtype == torch.bfloat16 for tensor in inputs)
-        operation = Operation(
-            name, kind, flops, low, reads, writes, largest, max(1, largest // max(1, least)), self.part
-        )
-        if self.together is not None:
-            operation.kind = f"together {self.together}"
-        self.operations.append(operation)
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Takes all operations inside for one kernel."""
-        before, self.together = self.together, len(self.operations)
-        try:
-            yield
-        finally:
-            self.together = before
-
-
-def kernels(operations: list[Operation], compiled: bool) -> list[Kernel]:
-    """Groups operations: each on its own, or element-wise ones with what they end in."""
-    groups: list[Kernel] = []
-    writer: dict[int, tuple[int, bool]] = {}  # storage -> (group, whether it may be joined)
-    joined: dict[str, int] = {}
-    for at, operation in enumerate(operations):
-        goal: int | None = None
-        if operation.kind.startswith("together"):
-            goal = joined.get(operation.kind)
-        elif compiled and operation.kind in ("pointwise", "reduction") and operation.part != "views":
-            sources = [writer[place] for place in operation.reads if place in writer]
-            if sources and (latest := max(sources))[1]:
-                there = groups[latest[0]]
-                if there.open and operations[there.operations[0]].part == operation.part:
-                    goal = latest[0] if operation.voxels == there.voxels else None
-        if goal is None:
-            may = compiled and operation.kind in ("pointwise", "reduction")
-            groups.append(Kernel(open=may, voxels=operation.voxels))
-            goal = len(groups) - 1
-            if operation.kind.startswith("together"):
-                joined[operation.kind] = goal
-        groups[goal].operations.append(at)
-        ends = operation.kind == "reduction" and operation.reduced > PERSISTENT
-        for place in operation.writes:
-            writer[place] = (goal, not ends)
-    return groups
+def kind_of(operations: list[Operation], group: Kernel) -> str:
+    """Says what a kernel is for."""
+    names = {operations[at].name.removesuffix("_backward") for at in group.operations}
+    names |= {operations[at].kind.split()[0] for at in group.operations} & {"together"}
+    if len(names) > 1:
+        names.discard("_to_copy")
+    return next((kind for kind, known in KINDS.items() if names & set(known)), "other")
 
 
 @dataclass
@@ -181,43 +70,53 @@ class Sum:
     bytes: int = 0
     kernels: int = 0
     moving: float = 0.0  # seconds in kernels that the bandwidth limits
+    waits: int = 0
+    spans: list[tuple[float, int, bool]] = field(default_factory=list)  # of each kernel: seconds, launches, waits
     by_part: dict[str, float] = field(default_factory=dict)
+    by_kind: dict[str, float] = field(default_factory=dict)
 
 
 def add_up(operations: list[Operation], groups: list[Kernel], gpu: dict[str, float]) -> Sum:
     """Adds up the time of kernels on a GPU."""
-    home = {at: number for number, group in enumerate(groups) for at in group.operations}
-    users: dict[int, set[int]] = {}
-    for at, operation in enumerate(operations):
-        for place in operation.reads:
-            users.setdefault(place, set()).add(home[at])
     total = Sum()
-    for number, group in enumerate(groups):
-        written: dict[int, int] = {}
-        read: dict[int, int] = {}
+    for group in groups:
         products = ideal = 0.0
         for at in group.operations:
             operation = operations[at]
-            for place, size in operation.reads.items():
-                if place not in written:
-                    read[place] = max(read.get(place, 0), size)
-            written |= operation.writes
             convolves = "tf32" if operation.name.startswith("convolution") else "fp32"
             peak = gpu["bf16" if operation.low else convolves]
             products += operation.flops / (PRODUCT_SHARE * peak)
             ideal += operation.flops / peak
-        kept = {place for place in written if users.get(place, {number}) - {number} or place not in users}
-        size = sum(read.values()) + sum(written[place] for place in kept)
-        moving = size / (BANDWIDTH_SHARE * gpu["bytes_per_second"])
+        moving = group.bytes / (BANDWIDTH_SHARE * gpu["bytes_per_second"])
         took = max(products, moving)
         total.seconds += took
-        total.bound += max(ideal, size / gpu["bytes_per_second"])
-        total.bytes += size
-        total.kernels += 1
+        total.bound += max(ideal, group.bytes / gpu["bytes_per_second"])
+        total.bytes += group.bytes
+        launches = max(operations[at].launches for at in group.operations)
+        waits = any(operations[at].waits for at in group.operations)
+        total.spans.append((took, launches, waits))
+        total.kernels += launches
+        total.waits += waits
         total.moving += moving if moving >= products else 0.0
         part = operations[group.operations[0]].part
         total.by_part[part] = total.by_part.get(part, 0.0) + took
+        kind = kind_of(operations, group)
+        total.by_kind[kind] = total.by_kind.get(kind, 0.0) + took
     return total
+
+
+def clock(spans: list[tuple[float, int, bool]], launch_s: float) -> float:
+    """Says how long kernels take from an idle device on: each begins when it is launched and the one before is done.
+
+    Where the host waits, it launches the next one when all is done.
+    """
+    host = device = 0.0
+    for seconds, launches, waits in spans:
+        host += launches * launch_s
+        device = max(device, host) + seconds
+        if waits:
+            host = device
+    return max(host, device)
 
 
 _fused = estimate._Fused  # as it is; while a step is recorded the next one stands in its place
@@ -255,9 +154,9 @@ def _in_one(tape: Tape, model: Any) -> Any:
         made = volume.new_empty((samples, lo.shape[1], channels, *size), dtype=torch.float32)
         taps = (2 * _step_vox(model, size, sides[-1])) ** 3
         place = made.untyped_storage()._cdata
-        tape._alive += [made.untyped_storage(), volume.untyped_storage()]
-        operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: _touched(volume)}, {}, 1)
-        operation.writes, operation.part = {place: _touched(made)}, tape.part
+        tape.hold([made, volume])
+        operation = Operation("cut", "product", 0, False, {volume.untyped_storage()._cdata: touched(volume)}, {}, 1)
+        operation.writes, operation.part = {place: touched(made)}, tape.part
         # Written as products of the ordinary cores, of which a half is reached.
         operation.flops = int(made.numel() * taps * TAP_OPERATIONS * PRODUCT_SHARE / 0.5)
         tape.operations.append(operation)
@@ -266,12 +165,13 @@ def _in_one(tape: Tape, model: Any) -> Any:
     return cutting
 
 
-def record(model: Any, region: Any, samples: int, precision: str, kernel: bool = True) -> list[Operation]:
+def record(model: Any, region: Any, samples: int, precision: str, kernel: bool = True) -> Tape:
     """Notes views, forward and backward pass of a step; `kernel`: views are cut by `maths/cutting.py`."""
     from voxprior.methods import glmae, twoviews
 
     batch, key_B = estimate.fake_batch(region, samples, channels=model.encoder.channels_in)
     tape = Tape()
+    tape.hold([*model.parameters(), *model.buffers(), *batch.values()])
     _Attention.tape = tape
     with tape:
         tape.part = "views"
@@ -286,7 +186,7 @@ def record(model: Any, region: Any, samples: int, precision: str, kernel: bool =
             loss, _, _ = reduce_terms(model(views, 0.5))
         tape.part = "backward"
         loss.backward()
-    return tape.operations
+    return tape
 
 
 def update_bytes(cost: estimate.Cost) -> int:
@@ -301,7 +201,8 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
     update = update_bytes(cost)
     for way, launch_s in LAUNCH_S.items():
         compiled = way.endswith("compiled")
-        operations = record(model, region, samples, way[:4], kernel=compiled)
+        tape = record(model, region, samples, way[:4], kernel=compiled)
+        operations = tape.operations
         groups = kernels(operations, compiled)
         for name, gpu in GPUS.items():
             found = add_up(operations, groups, gpu)
@@ -316,7 +217,13 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
                 "moving_share": (found.moving + updating) / device,
                 "views_share": sum(found.by_part.get(part, 0.0) for part in ("views", "change")) / device,
             }
+            if compiled:
+                by = {**found.by_kind, "clipping, optimiser, teacher": updating}
+                ranked = sorted(by.items(), key=lambda pair: -pair[1])
+                told[name][way]["ms_by_kind"] = {kind: 1000 * seconds for kind, seconds in ranked}
         told[way] = {"bytes": found.bytes + update, "kernels": found.kernels}
+        if not compiled:
+            told[way]["peak_memory_bytes"] = tape.peak_bytes + cost.optimiser_bytes
     return told
 
 

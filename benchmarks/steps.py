@@ -53,7 +53,7 @@ def ours(method: str) -> Step | None:
     learner = arms.learner_of(method, backbone, config, arms.plan(CPU))
     batch, key_B = arms.batch_of(method, backbone, config, SAMPLES, CPU)
     middle = arms.TOTAL_STEPS // 2 + 1  # where AnatoMask's teacher is asked
-    return lambda: learner.step(middle, key_B, batch)
+    return Step(lambda: learner.step(middle, key_B, batch))
 
 
 def gather(there: Path | None) -> tuple[dict[str, Step], dict[str, str]]:

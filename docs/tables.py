@@ -147,6 +147,81 @@ def finetune_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def authors() -> str:
+    """Ours beside the authors' steps: predicted, or measured on the device that `gpu*.json` names."""
+    parts = []
+    for path in sorted((RESULTS / "benchmarks").glob("gpu*.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if peers := told.get("peers"):
+            parts.append(beside(told, peers) if told.get("measured", True) else beside_predicted(told, peers))
+    return "\n\n".join(parts)
+
+
+def beside_predicted(told: dict[str, Any], peers: dict[str, Any]) -> str:
+    """One line per step of the authors; nothing of it was run."""
+    rows, names = [], list(told["gpus"])
+    for name, peer in peers.items():
+        if "absent" in peer:
+            rows.append([name, peer["absent"], *[""] * 8])
+            continue
+        mine = peer["ours"]
+        both = [(peer[gpu]["ms"], mine[gpu]["bf16 compiled"]["ms"]) for gpu in names]
+        theirs, ours = peer["peak_memory_bytes"], mine["bf16 eager"]["peak_memory_bytes"]
+        rows.append(
+            [
+                name,
+                " / ".join(short(ms) for ms, _ in both),
+                " / ".join(short(ms) for _, ms in both),
+                " / ".join(f"{ms / own:.1f}" for ms, own in both),
+                " / ".join(f"{peer[gpu]['device_ms'] / peer[gpu]['ms']:.0%}" for gpu in names),
+                f"{peer['kernels']:,} / {mine['bf16 compiled']['kernels']:,}",
+                str(peer["waits"]),
+                f"{mine['flops'] / peer['flops']:.2f}",
+                f"{theirs / 2**30:.1f} / {ours / 2**30:.1f} / {mine['memory_bytes_recomputed'] / 2**30:.1f}",
+                f"{ours / theirs:.2f} / {mine['memory_bytes_recomputed'] / theirs:.2f}",
+            ]
+        )
+    head = ["the authors' step", f"its ms, {' / '.join(names)}", "ours", "times ours", "its device is busy"]
+    head += ["kernels, its / ours", "its waits", "FLOPs, ours to its", "GiB, its / ours / recomputed", "to its"]
+    return table(head, rows)
+
+
+def beside(told: dict[str, Any], peers: dict[str, Any]) -> str:
+    """One line per step of the authors that was timed."""
+    rows = []
+    for name, peer in peers.items():
+        mine = peer.get("ours", {})
+        if "ms" not in peer or "ms" not in mine:
+            rows.append([name, peer.get("absent") or mine.get("absent", "ours was not timed"), "", "", "", ""])
+            continue
+        memory = [found["peak_memory_bytes"] / 2**30 for found in (peer, mine)]
+        rows.append(
+            [
+                name,
+                short(peer["ms"]),
+                short(mine["ms"]),
+                f"{peer['ms'] / mine['ms']:.1f}",
+                f"{memory[0]:.1f} / {memory[1]:.1f}",
+                f"{memory[1] / memory[0]:.2f}" if memory[0] else "",
+            ]
+        )
+    head = ["the authors' step", "its ms", "ours", "times ours", "GiB, its / ours", "to its"]
+    return f"{table(head, rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
+
+
+def kinds() -> str:
+    """Where the predicted time of a step goes, on the first GPU."""
+    told = json.loads((RESULTS / "benchmarks" / "gpu_predicted.json").read_text(encoding="utf-8"))
+    gpu, rows = next(iter(told["gpus"])), []
+    for arm in told["arms"]:
+        if (arm["method"], arm["backbone"]) not in (("glmae", "vit_base"), ("anatomask", "stunet_b")):
+            continue
+        by = arm[gpu]["bf16 compiled"]["ms_by_kind"]
+        total = sum(by.values())
+        rows.append([arm["method"], ", ".join(f"{kind} {ms:.1f} ({ms / total:.0%})" for kind, ms in by.items())])
+    return table([f"ms of a step, {gpu}", "by what its kernels do"], rows)
+
+
 def short(value: float) -> str:
     """Writes milliseconds with two digits that matter."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
@@ -159,7 +234,7 @@ def measured(told: dict[str, Any]) -> str:
         for way, run in arm["ways"].items():
             rows.append([arm["method"], arm["backbone"], way, *numbers(run), right(arm)])
     for name, run in told.get("peers", {}).items():
-        method, way = name.split(" ")
+        method, way = name.split(" ", 1)
         rows.append([method, "the authors' code", way, *numbers(run), ""])
     head = ["method", "backbone", "way", "ms a step", "from host", "samples/s", "MFU", "device busy", "kernels", "GiB"]
     return f"{table([*head, 'numbers'], rows)}\n\n{told['device']}, torch {told['torch']}, {told['date']}."
@@ -634,6 +709,8 @@ PAGES = {
         "steps": steps,
         "gpu": gpu,
         "finetune gpu": finetune_gpu,
+        "authors": authors,
+        "kinds": kinds,
         "data": data,
         "room": room,
         "prediction": prediction,

@@ -63,3 +63,17 @@ def test_what_a_long_reduction_gives_is_used_in_a_kernel_of_its_own(roofline):
 def test_memory_says_how_many_samples_fit(roofline):
     gpu = {"memory_bytes": 100.0}
     assert roofline.fits({2: 30.0, 4: 50.0}, gpu) == 8  # 10 and 10 a sample, of 90
+
+
+def test_a_host_that_waits_launches_nothing_meanwhile(roofline):
+    spans = [(3.0, 1, False), (3.0, 1, False), (3.0, 1, False)]
+    assert roofline.clock(spans, 1.0) == 10.0  # launched behind the first one
+    assert roofline.clock([(3.0, 1, True)] * 3, 1.0) == 12.0
+    assert roofline.clock([(0.5, 2, False)] * 3, 1.0) == 6.5  # the device waits for the host
+
+
+def test_kernels_are_called_after_what_they_do(roofline):
+    a, norm = torch.ones(4, 64, device=META), torch.nn.functional.layer_norm
+    operations, _ = noted(roofline, lambda: torch.nn.functional.gelu(norm(a, (64,)) @ torch.ones(64, 8, device=META)))
+    found = [roofline.kind_of(operations, group) for group in roofline.kernels(operations, True)]
+    assert [kind for kind in found if kind != "other"] == ["norms", "matrix products", "GELU"]
