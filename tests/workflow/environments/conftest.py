@@ -1,16 +1,22 @@
-"""A local conda channel with this Python and its pip, and a stand-in for the command `conda` that reads it."""
+"""A local conda channel with a stand-in for `conda` that reads it; the image of containers/Dockerfile, really built."""
 
+import ast
 import asyncio
 import importlib.metadata
+import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
+import time
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 LEFT_OUT = shutil.ignore_patterns("site-packages", "test", "tests", "config-*", "__pycache__", "idlelib", "tkinter")
 
 
@@ -88,3 +94,58 @@ def conda(channel, tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setenv("STANDIN_CHANNEL", str(channel))
     monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return root
+
+
+# ------------------------------------------------------------------------------------------------------ the image
+def podman(*words: object, **more) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["podman", *map(str, words)], capture_output=True, text=True, **more)
+
+
+@pytest.fixture(scope="session")
+def told():
+    """What the docs tell of images; VOXPRIOR_RECORD names the file it is added to."""
+    about: dict = {}
+    yield about
+    if about and (path := os.environ.get("VOXPRIOR_RECORD")):
+        before = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+        Path(path).write_text(json.dumps(before | about, indent=1) + "\n")
+
+
+def index_settings(folder: Path) -> list[str]:
+    """Hands this machine's package index to a build, as docs/environments.md says: by secrets, and folders with wheels."""
+    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    pairs = [line.partition("=") for line in said.stdout.splitlines()]
+    found = {key.split(".")[-1]: ast.literal_eval(value) for key, _, value in pairs}
+    words = []
+    if certificates := found.get("cert"):
+        words += ["--secret", f"id=certificates,src={certificates}"]
+        found["cert"] = "/run/secrets/certificates"
+    for place in found.get("find-links", "").split():
+        words += ["--volume", f"{place}:{place}:ro"] if Path(place).is_dir() else []
+    kept = {key: found[key] for key in ("cert", "find-links", "index-url", "no-index", "trusted-host") if key in found}
+    (folder / "pip.conf").write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in kept.items()))
+    return [*words, "--secret", f"id=pip,src={folder / 'pip.conf'}"]
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory, told) -> str:
+    """Builds containers/Dockerfile on the local image that VOXPRIOR_BASE_IMAGE names; returns the image's name."""
+    base = os.environ.get("VOXPRIOR_BASE_IMAGE")
+    if not base:
+        pytest.skip("VOXPRIOR_BASE_IMAGE names no image to build on: tests/workflow/environments/base_image.sh makes one")
+    if shutil.which("podman") is None or os.geteuid() != 0:
+        pytest.skip("images are built by podman, as root")
+    if podman("image", "exists", base).returncode:
+        pytest.skip(f"podman has no image {base}: run tests/workflow/environments/base_image.sh")
+    settings = index_settings(tmp_path_factory.mktemp("index"))
+    settings += ["--build-arg", f"TORCH_BACKEND={os.environ.get('TORCH_BACKEND', '')}", "--network", "host"]
+    began, name = time.monotonic(), "localhost/voxprior:tested"
+    done = podman("build", *settings, "--from", base, "-f", "containers/Dockerfile", "-t", name, ".", cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    about = {"date": f"{date.today()}", "cores": os.cpu_count(), "podman": podman("--version").stdout.split()[-1]}
+    if "Using cache" not in done.stdout:
+        about["build_s"] = round(time.monotonic() - began)
+    history = podman("history", "--format", "json", name).stdout
+    about["layers"] = [[layer["size"], layer["CreatedBy"]] for layer in json.loads(history) if layer["size"] > 100_000]
+    told.update(about)
+    return name
