@@ -101,6 +101,10 @@ def podman(*words: object, **more) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["podman", *map(str, words)], capture_output=True, text=True, **more)
 
 
+# What a layer's command holds -> what the layer is; all others are the project.
+LAYERS = {"ADD file": "base image", "apt-get": "git and gcc", "install.sh /app/env": "the packages", "": "the project"}
+
+
 @pytest.fixture(scope="session")
 def told():
     """What the docs tell of images; VOXPRIOR_RECORD names the file it is added to."""
@@ -112,7 +116,7 @@ def told():
 
 
 def index_settings(folder: Path) -> list[str]:
-    """Hands this machine's package index to a build, as docs/environments.md says: by secrets, and folders with wheels."""
+    """Hands this machine's package index to a build, as docs/environments.md says: by secrets and folders of wheels."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     pairs = [line.partition("=") for line in said.stdout.splitlines()]
     found = {key.split(".")[-1]: ast.literal_eval(value) for key, _, value in pairs}
@@ -132,7 +136,9 @@ def image(tmp_path_factory, told) -> str:
     """Builds containers/Dockerfile on the local image that VOXPRIOR_BASE_IMAGE names; returns the image's name."""
     base = os.environ.get("VOXPRIOR_BASE_IMAGE")
     if not base:
-        pytest.skip("VOXPRIOR_BASE_IMAGE names no image to build on: tests/workflow/environments/base_image.sh makes one")
+        pytest.skip(
+            "VOXPRIOR_BASE_IMAGE names no image to build on: tests/workflow/environments/base_image.sh makes one"
+        )
     if shutil.which("podman") is None or os.geteuid() != 0:
         pytest.skip("images are built by podman, as root")
     if podman("image", "exists", base).returncode:
@@ -146,6 +152,9 @@ def image(tmp_path_factory, told) -> str:
     if "Using cache" not in done.stdout:
         about["build_s"] = round(time.monotonic() - began)
     history = podman("history", "--format", "json", name).stdout
-    about["layers"] = [[layer["size"], layer["CreatedBy"]] for layer in json.loads(history) if layer["size"] > 100_000]
+    about["layers"] = dict.fromkeys(LAYERS.values(), 0)
+    for layer in json.loads(history):
+        kind = next((kind for sign, kind in LAYERS.items() if sign in layer["CreatedBy"]), "the project")
+        about["layers"][kind] += layer["size"]
     told.update(about)
     return name

@@ -1,91 +1,99 @@
-"""Stands in for `kubectl` and what is behind it: plays each job's pod in a container, by podman.
+"""Stands in for a cluster: `kubectl`, and the one node's kubelet, which runs each job's pod in a container by podman.
 
-`create` takes a Job and starts a keeper, who does what a kubelet does with its pod: plays it, looks at its deadline, ends it
-with SIGTERM and, after the grace, SIGKILL, and notes how it ended. podman knows pods and claims, and no Jobs.
+    kubelet.py --namespace NAME create|get|delete ...     what job.sh calls; reads and writes files in the folder PODS
+    kubelet.py serve FOLDER                               as root: plays pods, meets deadlines, notes how they ended
+
+podman knows pods and claims, and no Jobs: a Job's pod template is played as a Pod. At its deadline a pod gets SIGTERM
+and, after its grace, SIGKILL. A test that cannot wait for the clock writes NAME.late.
 """
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
 
 import yaml
 
-FOLDER = Path(os.environ["PODS"])
+
+def write(path: Path, content: dict) -> None:
+    """Writes a file as a whole: the other side reads it at any time."""
+    path.with_suffix(".new").write_text(json.dumps(content))
+    path.with_suffix(".new").rename(path)
 
 
+# ------------------------------------------------------------------------------------------------------ kubectl
+def create(folder: Path) -> None:
+    job = yaml.safe_load(sys.stdin)
+    name = job["metadata"]["generateName"] + uuid.uuid4().hex[:5]
+    write(folder / f"{name}.job", job)
+    print(name, end="")
+
+
+def get(folder: Path, name: str) -> None:
+    if (folder / f"{name}.job").exists():
+        path = folder / f"{name}.ended"
+        ended = json.loads(path.read_text()) if path.exists() else None
+        # A pod that had to end has failed, whatever its code.
+        good = ended is not None and ended["code"] == 0 and ended["why"] is None
+        print(f"{name}/{1 if good else ''}/{1 if ended and not good else ''}", end="")
+
+
+# ------------------------------------------------------------------------------------------------------ the node
 def podman(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["podman", *words], capture_output=True, text=True)
 
 
-def note(name: str, **facts: object) -> None:
-    """Adds to what is known of a job."""
-    path = FOLDER / f"{name}.json"
-    whole = {**(json.loads(path.read_text()) if path.exists() else {}), **facts}
-    path.with_suffix(".new").write_text(json.dumps(whole))
-    path.with_suffix(".new").rename(path)
-
-
-def create() -> None:
-    job = yaml.safe_load(sys.stdin)
-    name = job["metadata"]["generateName"] + uuid.uuid4().hex[:5]
-    note(name, job=job)
-    keeper = [sys.executable, __file__, "keep", name]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": (FOLDER / f"{name}.said").open("w")}
-    subprocess.Popen(keeper, start_new_session=True, **quiet)
-    print(name, end="")
-
-
-def keep(name: str) -> None:
-    job = json.loads((FOLDER / f"{name}.json").read_text())["job"]
+def play(folder: Path, name: str) -> None:
+    job = json.loads((folder / f"{name}.job").read_text())
     spec, metadata = job["spec"]["template"]["spec"], {"name": name, "labels": job["metadata"]["labels"]}
-    manifest = FOLDER / f"{name}.yaml"
+    manifest = folder / f"{name}.yaml"
     manifest.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    note(name, keeper=os.getpid())
+    limits = spec["containers"][0]["resources"]["limits"]
+    facts = {"began": time.time(), "memory": limits["memory"], "deadline_s": spec["activeDeadlineSeconds"]}
     began, container = time.monotonic(), f"{name}-{spec['containers'][0]['name']}"
     played = podman("kube", "play", "--network", "host", str(manifest))
     if played.returncode:
-        return note(name, code=125, said=played.stdout + played.stderr)
+        return write(folder / f"{name}.ended", {**facts, "code": 125, "why": played.stdout + played.stderr})
+    why = None
     while podman("inspect", "--format", "{{.State.Status}}", container).stdout.strip() == "running":
-        late = time.monotonic() - began > spec["activeDeadlineSeconds"]
-        if late or asked:
-            note(name, ended="DeadlineExceeded" if late else "deleted")
+        late = time.monotonic() - began > spec["activeDeadlineSeconds"] or (folder / f"{name}.late").exists()
+        if late or (folder / f"{name}.delete").exists():
+            why = "DeadlineExceeded" if late else "deleted"
             podman("stop", "--time", str(spec["terminationGracePeriodSeconds"]), container)
-        time.sleep(0.5)
-    told = podman("inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", container).stdout.split()
-    with open(FOLDER / f"{name}.log", "w") as log:
+        time.sleep(1)
+    code, killed = podman("inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", container).stdout.split()
+    with open(folder / f"{name}.log", "w") as log:
         subprocess.run(["podman", "logs", container], stdout=log, stderr=subprocess.STDOUT)
     podman("pod", "rm", "--force", name)
-    note(name, code=int(told[0]), out_of_memory=told[1] == "true", seconds=round(time.monotonic() - began))
+    facts |= {"code": int(code), "why": why, "out_of_memory": killed == "true"}
+    write(folder / f"{name}.ended", {**facts, "seconds": round(time.monotonic() - began)})
 
 
-def get(name: str) -> None:
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        return
-    known = json.loads(path.read_text())
-    # A pod that met its deadline has failed, whatever it ended with.
-    good = known.get("code") == 0 and "ended" not in known
-    print(f"{name}/{'1' if good else ''}/{'1' if 'code' in known and not good else ''}", end="")
-
-
-def delete(names: list[str]) -> None:
-    for name in names:
-        known = json.loads((FOLDER / f"{name}.json").read_text())
-        if "code" not in known and "keeper" in known:
-            os.kill(known["keeper"], signal.SIGTERM)
+def serve(folder: Path) -> None:
+    """Plays every pod that is asked for, until it is ended."""
+    seen: set[str] = set()
+    while True:
+        for path in sorted(folder.glob("*.job")):
+            if path.stem not in seen:
+                seen.add(path.stem)
+                threading.Thread(target=play, args=(folder, path.stem), daemon=True).start()
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "keep":
-        keep(sys.argv[2])
+    if sys.argv[1] == "serve":
+        serve(Path(sys.argv[2]))
     else:
-        verb, words = sys.argv[3], sys.argv[4:]  # after --namespace NAME
-        names = [word for word in words if not word.startswith("-")]
-        {"create": create, "get": lambda: get(names[1]), "delete": lambda: delete(names)}[verb]()
+        verb, names = sys.argv[3], [word for word in sys.argv[4:] if not word.startswith("-")]
+        folder = Path(os.environ["PODS"])
+        if verb == "create":
+            create(folder)
+        elif verb == "get":
+            get(folder, names[1])
+        else:
+            for name in names:
+                (folder / f"{name}.delete").touch()

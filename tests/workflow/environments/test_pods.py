@@ -1,17 +1,16 @@
 """The Kubernetes profile with real containers: podman plays each job's pod, in the image of containers/Dockerfile.
 
-What it proves: the pod as it is sent runs in that image as the caller's user, on the volume, within its memory; a deadline
-is met by a saved training that goes on. What it cannot: anything that the API, a scheduler or several nodes do.
+What it proves: the pods, as they are sent, run in that image as the caller's user, on the volume, within their memory;
+a training that meets its deadline has saved and goes on. What it cannot: anything that the API, a scheduler or several
+nodes do. Snakemake itself runs in the image too, as in a pod that someone logs into.
 """
 
 import json
-import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,88 +18,129 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 KUBELET = Path(__file__).parent / "kubelet.py"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("snakemake_executor_plugin_cluster_generic") is None, reason="the plugin is missing"),
-]
+pytestmark = pytest.mark.slow
 USER = 4321
 CELL = "finetune/mini_vit/scratch/budget1/fold0/seed0"
-# What fits one machine. The rest is the profile's own.
+# What fits one small machine. The rest is the profile's own.
 CHANGES = {
     "latency-wait": 10,
-    "seconds-between-status-checks": 1,
     "jobs": 1,
+    "seconds-between-status-checks": 2,
     "set-threads": dict.fromkeys(("intake", "prepare", "pretrain", "finetune"), 1),
 }
 
 
-@pytest.fixture(scope="module")
-def volume(image, tmp_path_factory):
-    """A folder that is the claim, with the project on it as a user of the cluster has it; no pod is left at the end."""
-    folder = tmp_path_factory.mktemp("volume")
-    for parent in (folder, *folder.parents):
-        if parent.owner() == "root" and parent != Path("/") and str(parent) != "/tmp":
-            parent.chmod(parent.stat().st_mode | 0o055)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", folder / "voxprior"], check=True)
-    for name in ("workflow", "Snakefile"):  # as they are here
-        subprocess.run(["rm", "-rf", folder / "voxprior" / name], check=True)
-        subprocess.run(["cp", "-R", ROOT / name, folder / "voxprior"], check=True)
-    claim = f"voxprior-{os.getpid()}"
-    made = ["podman", "volume", "create", "--opt", "type=none", "--opt", "o=bind", "--opt", f"device={folder}", claim]
-    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
-    yield folder, claim
-    left = subprocess.run(["podman", "pod", "ps", "-q"], capture_output=True, text=True, check=True)
-    subprocess.run(["podman", "volume", "rm", "--force", claim], check=True, stdout=subprocess.DEVNULL)
-    assert not left.stdout, "every pod was removed"
-
-
 class Cluster:
-    """Runs Snakemake outside of the image, as a user of their own, and knows what was sent."""
+    """A volume with the project on it, its claim, and one node that plays pods."""
 
-    def __init__(self, image: str, folder: Path, claim: str, place: Path) -> None:
-        self.pods, self.place, self.folder = place / "pods", place, folder
-        self.pods.mkdir(parents=True)
-        self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        self.environment |= {"PODS": str(self.pods), "KUBECTL": f"{sys.executable} {KUBELET}", "OMP_NUM_THREADS": "1"}
-        self.environment |= {"VOXPRIOR_POD_IMAGE": image, "VOXPRIOR_CLAIM": claim, "VOXPRIOR_MOUNT": str(folder)}
+    def __init__(self, image: str, folder: Path) -> None:
+        self.image, self.folder, self.pods, self.claim = image, folder, folder / "pods", f"claim-{folder.name}"
+        self.pods.mkdir(mode=0o777)
+        (folder / "voxprior").mkdir()
+        for name in ("workflow", "config"):
+            shutil.copytree(ROOT / name, folder / "voxprior" / name)
+        shutil.copy(ROOT / "Snakefile", folder / "voxprior")
+        shutil.copy(KUBELET, folder)
+        bind = ["--opt", "type=none", "--opt", "o=bind", "--opt", f"device={folder}"]
+        subprocess.run(["podman", "volume", "create", *bind, self.claim], check=True, stdout=subprocess.DEVNULL)
+        self.node = subprocess.Popen([sys.executable, KUBELET, "serve", self.pods])
 
-    def start(self, study: Path, *targets: str, **limits: str) -> subprocess.Popen:
-        project = self.folder / "voxprior"
-        profile = yaml.safe_load((project / "workflow/profiles/kubernetes/config.yaml").read_text()) | CHANGES
-        profile["set-resources"]["finetune"] |= limits
+    def snakemake(self, study: Path, *words: str, **limits: str) -> subprocess.Popen:
+        """Starts Snakemake in a container on the volume; `limits` are resources of `finetune`."""
+        profile = yaml.safe_load((ROOT / "workflow/profiles/kubernetes/config.yaml").read_text()) | CHANGES
         for rule in profile["set-resources"].values():
-            rule["mem_mb"] = rule["mem_mb"].replace("16000", "2000").replace("8000", "2000")
-        (self.place / "config.yaml").write_text(yaml.safe_dump(profile))
-        command = [sys.executable, "-m", "snakemake", *targets, "-s", str(project / "Snakefile")]
-        command += ["--directory", str(study), "--workflow-profile", str(self.place)]
-        said = (self.place / "said.txt").open("w")
-        return subprocess.Popen(command, cwd=study, env=self.environment, stdout=said, stderr=subprocess.STDOUT)
+            rule["mem_mb"] = re.sub(r"\d{4,}", "2000", rule["mem_mb"])
+        profile["set-resources"]["finetune"] |= limits
+        place = study / "profile"
+        place.mkdir(exist_ok=True)
+        (place / "config.yaml").write_text(yaml.safe_dump(profile))
+        subprocess.run(["chown", "-R", f"{USER}:{USER}", self.folder], check=True)
+        given = {"PODS": self.pods, "KUBECTL": f"python {self.folder / 'kubelet.py'}", "VOXPRIOR_MOUNT": self.folder}
+        given |= {"VOXPRIOR_POD_IMAGE": self.image, "VOXPRIOR_CLAIM": self.claim, "OMP_NUM_THREADS": 1}
+        run = ["podman", "run", "--rm", "--user", f"{USER}:{USER}", "--read-only", "--network", "none"]
+        run += [word for key, value in given.items() for word in ("--env", f"{key}={value}")]
+        run += ["--volume", f"{self.folder}:{self.folder}", "--workdir", str(study), self.image]
+        run += ["snakemake", *words, "-s", str(self.folder / "voxprior/Snakefile"), "--workflow-profile", str(place)]
+        said = (study / "said.txt").open("w")
+        return subprocess.Popen(run, stdout=said, stderr=subprocess.STDOUT)
 
-    def said(self) -> str:
-        return (self.place / "said.txt").read_text()
+    def ended(self) -> list[dict]:
+        """Lists how the pods ended, in the order in which they began."""
+        return sorted(
+            (json.loads(path.read_text()) for path in self.pods.glob("*.ended")), key=lambda one: one["began"]
+        )
 
-    def sent(self) -> list[dict]:
-        """Lists the jobs in the order in which they were sent."""
-        paths = sorted(self.pods.glob("*.json"), key=lambda path: path.with_suffix(".said").stat().st_ctime)
-        return [json.loads(path.read_text()) for path in paths]
+    def close(self) -> None:
+        self.node.terminate()
+        self.node.wait()
+        named = ["podman", "pod", "ps", "--filter", "label=app=voxprior", "--quiet"]
+        left = subprocess.run(named, capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(["podman", "pod", "rm", "--force", *left], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["podman", "volume", "rm", "--force", self.claim], check=True, stdout=subprocess.DEVNULL)
+        assert not left, "every pod was removed"
 
 
-def study_on(folder: Path, write_study, steps: int) -> Path:
-    finetune = {"steps": steps, "batch_size": 2, "crop_vox": [24, 24, 24], "seeds": [0]}
-    study = write_study(folder, inits={"mini_vit": ["scratch", "mae"]}, pool=[], finetune=finetune, methods={})
-    (study / "workflow").symlink_to(folder.parent / "voxprior/workflow")
+@pytest.fixture(scope="module")
+def cluster(image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volume")
+    for parent in folder.parents[:2]:  # pytest closes them for others
+        parent.chmod(0o755)
+    one = Cluster(image, folder)
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, told, write_study) -> Path:
+    study = cluster.folder / "study"
+    finetune = {"steps": 4, "batch_size": 2, "crop_vox": [24, 24, 24], "seeds": [0]}
+    write_study(study, inits={"mini_vit": ["scratch"]}, pool=[], finetune=finetune, methods={})
+    (study / "workflow").symlink_to(cluster.folder / "voxprior/workflow")
+    began = time.monotonic()
+    code = cluster.snakemake(study).wait(1800)
+    assert code == 0, (study / "said.txt").read_text()[-5000:]
+    told["pods_s"], told["pods"] = round(time.monotonic() - began), len(cluster.ended())
     return study
 
 
-def test_a_study_runs_in_pods_to_its_report(image, volume, tmp_path, told, write_study, snakemake, jobs):
-    folder, claim = volume
-    cluster, study = Cluster(image, folder, claim, tmp_path), study_on(folder / "study", write_study, 30)
-    began = time.monotonic()
-    code = cluster.start(study).wait(900)
-    assert code == 0, cluster.said()[-5000:]
-    sent = cluster.sent()
-    assert {job["code"] for job in sent} == {0}
-    told["pods_s"], told["pods"] = round(time.monotonic() - began), len(sent)
-    assert (study / "results/report.html").exists()
-    assert len(list(study.glob("results/finetune/*/*/*/*/*/scores.csv"))) == 4
-    assert jobs(snakemake(study, "-n").text) == {}, "another profile finds nothing to do"
+def test_a_study_runs_in_pods_to_its_report(finished, cluster):
+    assert (finished / "results/report.html").exists()
+    ended = cluster.ended()
+    assert {(job["code"], job["why"]) for job in ended} == {(0, None)}
+    assert len(list(finished.glob("results/finetune/*/*/*/*/*/scores.csv"))) == 2
+    assert {path.lstat().st_uid for path in (finished / "results").rglob("*")} == {USER}
+    assert (finished / "work/numba").is_dir(), "compiled once for all pods"
+
+
+def test_memory_and_deadline_end_pods_and_the_training_goes_on(finished, cluster, told):
+    """The first pod has too little memory, the second meets its deadline in training, the third ends the training."""
+    path = finished / "config/config.yaml"
+    study = yaml.safe_load(path.read_text())
+    study["finetune"]["steps"] = 600
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    before, began = len(cluster.ended()), time.monotonic()
+    target, journal = f"results/{CELL}/summary.json", finished / "work/results" / CELL / "journal.jsonl"
+    shutil.rmtree(journal.parent)
+    memory = "2500 if attempt > 1 else 250"
+    process = cluster.snakemake(finished, target, "--rerun-triggers", "mtime", "params", mem_mb=memory)
+    until = time.monotonic() + 1200
+    while not (journal.exists() and journal.read_text().count("\n") > 1):
+        assert process.poll() is None and time.monotonic() < until, (finished / "said.txt").read_text()[-5000:]
+        time.sleep(0.2)
+    (running,) = {path.stem for path in cluster.pods.glob("*.job")} - {
+        path.stem for path in cluster.pods.glob("*.ended")
+    }
+    (cluster.pods / f"{running}.late").touch()
+    assert process.wait(1200) == 0, (finished / "said.txt").read_text()[-5000:]
+    first, second, third = [job for job in cluster.ended()[before:] if job["deadline_s"] >= 7200]
+    assert first["memory"] == "250M" and first["code"] != 0 and first["out_of_memory"]
+    assert second["why"] == "DeadlineExceeded" and second["memory"] == "2500M"
+    assert third["code"] == 0 and third["deadline_s"] > second["deadline_s"], "more time at the next attempt"
+    said = (cluster.pods / f"{running}.log").read_text() + (finished / "said.txt").read_text()
+    assert re.search(r"was stopped by SIGUSR1 after step \d+, its state is saved", said), said[-5000:]
+    assert "goes on at step" in (finished / f"results/logs/{CELL}.log").read_text()
+    told["deadline_s"] = round(time.monotonic() - began)
+    told["deadline"] = [
+        {key: job[key] for key in ("memory", "deadline_s", "seconds", "why", "out_of_memory")}
+        for job in (first, second, third)
+    ]
