@@ -1,6 +1,7 @@
 #!/bin/sh
 # base_image.sh FOLDER: makes the image that containers/Dockerfile starts from, where no registry can be reached: Debian by
-# debootstrap, Debian's own Python 3.11 where the official image has it. As root, with podman and debootstrap installed.
+# debootstrap, Debian's own Python 3.11 where the official image has it. As root; apt-get install podman runc catatonit
+# debootstrap.
 # Everything lies below FOLDER: images, and the two files of settings that it prints the variables for.
 set -eu
 folder=$1
@@ -16,12 +17,14 @@ driver = "overlay"
 graphroot = "$folder/images"
 runroot = "$folder/run"
 END
-# The machine's own network: a sandbox often cannot make one. A run of the tests needs none but the package index.
+# What holds in sandboxes too: the machine's own network, limits that need not be raised, no systemd. crun refuses machines
+# with both versions of cgroups, runc does not. Pods need catatonit.
 cat > "$folder/containers.conf" <<END
 [containers]
 netns = "host"
+default_ulimits = ["nofile=8192:8192", "nproc=8192:8192"]
 [engine]
-runtime = "crun"
+runtime = "$(command -v runc > /dev/null && echo runc || echo crun)"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 END
