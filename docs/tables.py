@@ -420,27 +420,29 @@ def slurm() -> str:
 def containers() -> str:
     """The built image: its layers, and what ran in it, from `containers.json`."""
     told = json.loads((RESULTS / "containers.json").read_text(encoding="utf-8"))
-    layers = [size / 1e6 for size in told["layers"].values()]
     rows = [[name, f"{size / 1e6:,.0f} MB"] for name, size in told["layers"].items()]
-    rows += [["the image", f"{sum(layers):,.0f} MB"], ["to build it, the base image given", f"{told['build_s']} s"]]
-    rows += [["a small study in one container, from scans to report", f"{told['study_s']} s"]]
-    rows += [[f"one with `--sdm apptainer`, {told['apptainer_jobs']} jobs", f"{told['apptainer_s']} s"]]
+    rows.append(["the image", f"{sum(told['layers'].values()) / 1e6:,.0f} MB"])
+    known = {
+        "build_s": "to build it, the base image given",
+        "study_s": "a small study in one container, from scans to report",
+        "apptainer_s": "one with `--sdm apptainer`",
+    }
+    rows += [[what, f"{told[key]} s"] for key, what in known.items() if key in told]
     return f"{table(['what', 'takes'], rows)}\n\ntorch for the CPU. {told_where(told)}"
 
 
 def pods() -> str:
     """What ran through the Kubernetes profile in real containers, from `containers.json`."""
     told = json.loads((RESULTS / "containers.json").read_text(encoding="utf-8"))
-    tries = [
-        f"{one['why'] or ('out of memory' if one['out_of_memory'] else 'done')} after {one['seconds']} s "
-        f"({one['deadline_s'] // 60} min, {one['memory']})"
-        for one in told["deadline"]
-    ]
-    short = "a fine-tuning with too little memory, then too little time"
-    rows = [
-        ["a small study, to its report", f"{told['pods']} pods", f"{told['pods_s']} s"],
-        [short, ", then ".join(tries), f"{told['deadline_s']} s"],
-    ]
+    rows = [["a small study, to its report", f"{told['pods']} pods", f"{told['pods_s']} s"]] if "pods" in told else []
+    if "deadline" in told:
+        tries = [
+            f"{one['why'] or ('out of memory' if one['out_of_memory'] else 'done')} after {one['seconds']} s "
+            f"({one['deadline_s'] // 60} min, {one['memory']})"
+            for one in told["deadline"]
+        ]
+        short = "a fine-tuning with too little memory, then too little time"
+        rows.append([short, ", then ".join(tries), f"{told['deadline_s']} s"])
     return f"{table(['what', 'pods (deadline, memory)', 'in all'], rows)}\n\n{told_where(told)}"
 
 

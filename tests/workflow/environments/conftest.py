@@ -131,30 +131,36 @@ def index_settings(folder: Path) -> list[str]:
     return [*words, "--secret", f"id=pip,src={folder / 'pip.conf'}"]
 
 
+def layers(name: str) -> dict[str, int]:
+    """Sums up an image's layers, in bytes, by what they hold."""
+    found = dict.fromkeys(LAYERS.values(), 0)
+    for layer in json.loads(podman("history", "--format", "json", name).stdout):
+        found[next(kind for sign, kind in LAYERS.items() if sign in layer["CreatedBy"])] += layer["size"]
+    return found
+
+
 @pytest.fixture(scope="session")
 def image(tmp_path_factory, told) -> str:
-    """Builds containers/Dockerfile on the local image that VOXPRIOR_BASE_IMAGE names; returns the image's name."""
-    base = os.environ.get("VOXPRIOR_BASE_IMAGE")
-    if not base:
-        pytest.skip(
-            "VOXPRIOR_BASE_IMAGE names no image to build on: tests/workflow/environments/base_image.sh makes one"
-        )
+    """Builds containers/Dockerfile on the local image that VOXPRIOR_BASE_IMAGE names; returns the image's name.
+
+    VOXPRIOR_BUILT_IMAGE names one that was built before, and nothing is built.
+    """
+    base, built = (os.environ.get(f"VOXPRIOR_{kind}_IMAGE") for kind in ("BASE", "BUILT"))
+    if not (base or built):
+        pytest.skip("VOXPRIOR_BASE_IMAGE names no image: tests/workflow/environments/base_image.sh makes one")
     if shutil.which("podman") is None or os.geteuid() != 0:
         pytest.skip("images are built by podman, as root")
-    if podman("image", "exists", base).returncode:
-        pytest.skip(f"podman has no image {base}: run tests/workflow/environments/base_image.sh")
-    settings = index_settings(tmp_path_factory.mktemp("index"))
-    settings += ["--build-arg", f"TORCH_BACKEND={os.environ.get('TORCH_BACKEND', '')}", "--network", "host"]
-    began, name = time.monotonic(), "localhost/voxprior:tested"
-    done = podman("build", *settings, "--from", base, "-f", "containers/Dockerfile", "-t", name, ".", cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    if podman("image", "exists", built or base).returncode:
+        pytest.skip(f"podman has no image {built or base}: run tests/workflow/environments/base_image.sh")
     about = {"date": f"{date.today()}", "cores": os.cpu_count(), "podman": podman("--version").stdout.split()[-1]}
-    if "Using cache" not in done.stdout:
-        about["build_s"] = round(time.monotonic() - began)
-    history = podman("history", "--format", "json", name).stdout
-    about["layers"] = dict.fromkeys(LAYERS.values(), 0)
-    for layer in json.loads(history):
-        kind = next((kind for sign, kind in LAYERS.items() if sign in layer["CreatedBy"]), "the project")
-        about["layers"][kind] += layer["size"]
-    told.update(about)
+    name = built or "localhost/voxprior:tested"
+    if not built:
+        settings = index_settings(tmp_path_factory.mktemp("index"))
+        settings += ["--build-arg", f"TORCH_BACKEND={os.environ.get('TORCH_BACKEND', '')}", "--network", "host"]
+        began = time.monotonic()
+        done = podman("build", *settings, "--from", base, "-f", "containers/Dockerfile", "-t", name, ".", cwd=ROOT)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if "Using cache" not in done.stdout:
+            about["build_s"] = round(time.monotonic() - began)
+    told.update(about, layers=layers(name))
     return name
