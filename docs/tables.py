@@ -437,7 +437,7 @@ def pods() -> str:
     rows = [["a small study, to its report", f"{told['pods']} pods", f"{told['pods_s']} s"]] if "pods" in told else []
     if "deadline" in told:
         tries = [
-            f"{one['why'] or ('out of memory' if one['out_of_memory'] else 'done')} after {one['seconds']} s "
+            f"{one['why'] or ('killed' if one['code'] else 'done')} after {one['seconds']} s "
             f"({one['deadline_s'] // 60} min, {one['memory']})"
             for one in told["deadline"]
         ]

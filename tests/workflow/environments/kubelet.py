@@ -65,11 +65,11 @@ def play(folder: Path, name: str) -> None:
             why = "DeadlineExceeded" if late else "deleted"
             podman("stop", "--time", str(spec["terminationGracePeriodSeconds"]), container)
         time.sleep(1)
-    code, killed = podman("inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", container).stdout.split()
+    code = podman("inspect", "--format", "{{.State.ExitCode}}", container).stdout
     with open(folder / f"{name}.log", "w") as log:
         subprocess.run(["podman", "logs", container], stdout=log, stderr=subprocess.STDOUT)
     podman("pod", "rm", "--force", name)
-    facts |= {"code": int(code), "why": why, "out_of_memory": killed == "true"}
+    facts |= {"name": name, "code": int(code), "why": why}
     write(folder / f"{name}.ended", {**facts, "seconds": round(time.monotonic() - began)})
 
 
