@@ -75,7 +75,8 @@ class Cluster:
         self.node.wait()
         named = ["podman", "pod", "ps", "--filter", "label=app=voxprior", "--quiet"]
         left = subprocess.run(named, capture_output=True, text=True, check=True).stdout.split()
-        subprocess.run(["podman", "pod", "rm", "--force", *left], check=True, stdout=subprocess.DEVNULL)
+        if left:
+            subprocess.run(["podman", "pod", "rm", "--force", *left], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["podman", "volume", "rm", "--force", self.claim], check=True, stdout=subprocess.DEVNULL)
         assert not left, "every pod was removed"
 
