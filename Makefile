@@ -52,7 +52,7 @@ schema: setup ## write config/schema.json from the models
 	voxprior schema
 
 lock: setup ## write constraints.txt anew: universal, without hosts
-	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra test --extra conda --extra remote --extra gpu --universal --python-version 3.11 \
+	env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra test --extra conda --extra remote --extra gpu --extra schemas --universal --python-version 3.11 \
 	  --no-header --no-annotate --upgrade -o constraints.txt
 
 track: setup ## publish the runs so far to MLflow, those at work too

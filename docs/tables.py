@@ -569,6 +569,40 @@ def slurm() -> str:
     return f"{table(['what', 'jobs (time limit, memory)', 'in all'], rows)}\n\n{when}"
 
 
+def containers() -> str:
+    """The built image: its layers, and what ran in it, from `containers.json`."""
+    told = json.loads((RESULTS / "containers.json").read_text(encoding="utf-8"))
+    rows = [[name, f"{size / 1e6:,.0f} MB"] for name, size in told["layers"].items()]
+    rows.append(["the image", f"{sum(told['layers'].values()) / 1e6:,.0f} MB"])
+    known = {
+        "build_s": "to build it, the base image given",
+        "study_s": "a small study in one container, from scans to report",
+        "apptainer_s": "one with `--sdm apptainer`",
+    }
+    rows += [[what, f"{told[key]} s"] for key, what in known.items() if key in told]
+    return f"{table(['what', 'takes'], rows)}\n\ntorch for the CPU. {told_where(told)}"
+
+
+def pods() -> str:
+    """What ran through the Kubernetes profile in real containers, from `containers.json`."""
+    told = json.loads((RESULTS / "containers.json").read_text(encoding="utf-8"))
+    rows = [["a small study, to its report", f"{told['pods']} pods", f"{told['pods_s']} s"]] if "pods" in told else []
+    if "deadline" in told:
+        tries = [
+            f"{one['why'] or ('killed' if one['code'] else 'done')} after {one['seconds']} s "
+            f"({one['deadline_s'] // 60} min, {one['memory']})"
+            for one in told["deadline"]
+        ]
+        short = "a fine-tuning with too little memory, then too little time"
+        rows.append([short, ", then ".join(tries), f"{told['deadline_s']} s"])
+    return f"{table(['what', 'pods (deadline, memory)', 'in all'], rows)}\n\n{told_where(told)}"
+
+
+def told_where(told: dict[str, Any]) -> str:
+    """Says on what the containers ran."""
+    return f"podman {told['podman']}, {told['cores']} cores shared with other work, {told['date']}."
+
+
 def plans() -> str:
     """What Snakemake takes to plan and to run a study of 4,500 cells, from `dag_cpu.json`."""
     told = json.loads((RESULTS / "benchmarks" / "dag_cpu.json").read_text(encoding="utf-8"))
@@ -703,7 +737,7 @@ def synchronising() -> str:
 
 
 PAGES = {
-    "cluster.md": {"slurm": slurm},
+    "cluster.md": {"slurm": slurm, "pods": pods},
     "several-gpus.md": {"processes": processes, "synchronising": synchronising},
     "performance.md": {
         "steps": steps,
@@ -717,7 +751,7 @@ PAGES = {
         "metrics": metrics,
         "decoders": decoders,
     },
-    "environments.md": {"forecast": forecast},
+    "environments.md": {"containers": containers, "forecast": forecast},
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
     "scale.md": {"plans": plans, "growth": growth, "shards": shards, "paper": paper, "feeding": feeding},

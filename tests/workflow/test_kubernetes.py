@@ -78,12 +78,34 @@ def test_a_manifest_holds_limits_volume_and_deadline(pods, tmp_path):
     assert container["volumeMounts"] == [{"name": "shared", "mountPath": str(tmp_path.resolve())}]
     assert container["workingDir"] == str(tmp_path.resolve())
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "scans"}
+    assert pod["securityContext"] == {"runAsUser": os.getuid(), "runAsGroup": os.getgid()}
     assert (spec["backoffLimit"], pod["activeDeadlineSeconds"], pod["restartPolicy"]) == (0, 5400, "Never")
     assert ended(name, tmp_path) == "success"
     without = job("submit", "GROUP", 1, 500, 10, 0, script, cwd=tmp_path).stdout
     content = json.loads((pods / f"{without}.json").read_text())
     assert content["metadata"]["generateName"] == "voxprior-group-"
     assert "nvidia.com/gpu" not in content["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.30", "1.37"])
+def test_what_is_sent_is_what_kubernetes_knows(version, pods, tmp_path):
+    """The published schemas of the API, strict: a key that is not in them is refused."""
+    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
+    from kubernetes_validate import ValidationError
+
+    script = tmp_path / "job script.sh"
+    script.write_text("exit 0\n")
+    for gpus in (0, 2):
+        name = job("submit", "GROUP", 4, 16000, 90, gpus, script, cwd=tmp_path).stdout
+        content = json.loads((pods / f"{name}.json").read_text())
+        validate(content, version, strict=True)
+    content["spec"]["template"]["spec"]["activeDeadline"] = 5
+    with pytest.raises(ValidationError, match="activeDeadline"):
+        validate(content, version, strict=True)
+    del content["spec"]["template"]["spec"]["activeDeadline"]
+    content["spec"]["backoffLimit"] = "0"
+    with pytest.raises(ValidationError, match="not of type"):
+        validate(content, version, strict=True)
 
 
 def test_nothing_is_sent_from_a_folder_that_is_not_on_the_volume(pods, tmp_path, monkeypatch):

@@ -26,14 +26,17 @@ if [ ! -w "$project/src" ] || [ ! -w "$project" ]; then
     project=$copy
 fi
 
-# uv does not read pip's settings.
-pip_setting() { "$python" -m pip config get "global.$1" 2>/dev/null || true; }
+# uv does not read pip's settings. `pip config get` would look into the user's file alone.
+pip_settings=$("$python" -m pip config list 2>/dev/null || true)
+pip_setting() { printf '%b' "$(printf '%s\n' "$pip_settings" | sed -n "s/^global\.$1='\(.*\)'$/\1/p")"; }
 links=${PIP_FIND_LINKS:-$(pip_setting find-links)}
 UV_FIND_LINKS=${UV_FIND_LINKS:-$(echo $links)} # one line
 UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(pip_setting index-url)}}
+SSL_CERT_FILE=${SSL_CERT_FILE:-${PIP_CERT:-$(pip_setting cert)}}
 # An empty variable would be read as a folder, or as an address.
 if [ -n "$UV_FIND_LINKS" ]; then export UV_FIND_LINKS; else unset UV_FIND_LINKS; fi
 if [ -n "$UV_DEFAULT_INDEX" ]; then export UV_DEFAULT_INDEX; else unset UV_DEFAULT_INDEX; fi
+if [ -n "$SSL_CERT_FILE" ]; then export SSL_CERT_FILE; else unset SSL_CERT_FILE; fi
 
 uv=$(command -v uv || true)
 if [ -z "$uv" ] && "$python" -m pip install --quiet -c "$project/constraints.txt" uv; then

@@ -1,4 +1,4 @@
-"""The container recipes: their steps are run as plain shell scripts in a fresh folder. No image is built here."""
+"""The container recipes: their steps, run as plain shell scripts in a fresh folder. test_images.py builds the image."""
 
 import os
 import re
@@ -33,6 +33,8 @@ def steps(name: str) -> tuple[list[tuple[str, str]], str, dict[str, str]]:
     if name == "Dockerfile":
         found = instructions(text)
         copies, runs = ([rest for word, rest in found if word == kind] for kind in ("COPY", "RUN"))
+        # Without the secrets, which a build may lack. A line that fails ends a build.
+        runs = ["{ " + re.sub(r"--mount=\S+ ", "", run) + "\n} || exit 1" for run in runs]
         copied = [
             (source, target + Path(source).name if target.endswith("/") else target)
             for *sources, target in map(shlex.split, copies)
@@ -50,22 +52,29 @@ def steps(name: str) -> tuple[list[tuple[str, str]], str, dict[str, str]]:
 def run_recipe(name: str, root: Path, packages: bool) -> subprocess.CompletedProcess[str]:
     """Copies and runs a recipe's steps with `root` in place of the image's root; apt-get is not called.
 
-    Without `packages` the environment has no pip, which takes seconds to unpack.
+    Without `packages` the environment has a pip that only tells how it was called: the real one takes seconds.
     """
     copied, script, _ = steps(name)
     for source, target in copied:
         place = root / target.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(ROOT / source, place) if (ROOT / source).is_dir() else shutil.copy(ROOT / source, place)
-    programs = root / "programs"
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, place, dirs_exist_ok=True)
+        else:
+            shutil.copy(ROOT / source, place)
+    programs, version = root / "programs", "{}.{}".format(*sys.version_info)
     programs.mkdir()
     (programs / "apt-get").write_text('#!/bin/sh\necho "apt-get $*"\n')
     (programs / "python3.11").write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" "$@" {"" if packages else "--without-pip"}\n'
+        f'#!/bin/sh\n"{sys.executable}" "$@" {"" if packages else "--without-pip"}\n'
+        + ("" if packages else f'cp -R "{root}/pip" "$3/lib/python{version}/site-packages"\n')
     )
+    (root / "pip").mkdir()
+    (root / "pip/__main__.py").write_text("import sys\nprint('pip', *sys.argv[1:])\n")
     for program in programs.iterdir():
         program.chmod(0o755)
-    script = script.replace("rm -rf /var/lib/apt/lists/*", "true").replace("/app/", f"{root}/app/")
+    script = script.replace("rm -rf /var/lib/apt/lists/*", "true").replace("mkdir /app", "mkdir -p /app")
+    script = script.replace("/app/", f"{root}/app/")
     path = [root / "app/env/bin", programs, *os.environ["PATH"].split(os.pathsep)]
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, path)), "TORCH_BACKEND": ""}
     environment.pop("PYTHONPATH", None)
@@ -87,7 +96,7 @@ def test_the_steps_run_and_install_by_the_lock(name, tmp_path):
         done = run_recipe(name, tmp_path / "root", packages=False)
     assert done.returncode == 0, done.stdout + done.stderr
     home = tmp_path / "root/app"
-    assert f"-c {home}/voxprior/constraints.txt -e {home}/voxprior[dicom]" in done.stdout
+    assert f"-c {home}/voxprior/constraints.txt -e {home}/voxprior[dicom,kubernetes]" in done.stdout
     assert "apt-get install --yes --no-install-recommends git gcc libc6-dev" in done.stdout
 
 
@@ -109,8 +118,13 @@ def test_what_a_recipe_installs_is_fit_for_a_study(tmp_path):
 
 def test_both_recipes_are_one():
     docker, apptainer = (steps(name) for name in RECIPES)
-    assert docker[0] == apptainer[0], "what is copied"
-    unlike = {"HOME"}  # Apptainer keeps the user's
+    inside = {pair for pair in docker[0] if pair[0].startswith("workflow/")}  # copied earlier, for a layer of its own
+    assert set(docker[0]) - inside == set(apptainer[0]), "what is copied"
+    unlike = {"HOME", "USER"}  # Apptainer keeps the user's
+    for step in ("apt-get install", "install.sh /app/env", "pip uninstall", "compileall", "chmod"):
+        (ours,) = re.findall(rf"{step}[^\n&]*", docker[1])
+        (theirs,) = re.findall(rf"{step}[^\n&]*", apptainer[1])
+        assert ours.strip() == theirs.strip(), step
     assert {key: value for key, value in docker[2].items() if key not in unlike} == apptainer[2]
     text = (ROOT / "containers/Dockerfile").read_text()
     (image,) = [rest for word, rest in instructions(text) if word == "FROM"]

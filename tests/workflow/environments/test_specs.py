@@ -161,10 +161,12 @@ def install(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     uv = tmp_path / "bin" / "uv"
     uv.write_text(
-        '#!/bin/sh\necho "$@"; echo "links=${UV_FIND_LINKS-unset} index=${UV_DEFAULT_INDEX-unset}"\n[ -z "$FAILS" ]\n'
+        '#!/bin/sh\necho "$@"; echo "links=${UV_FIND_LINKS-unset} index=${UV_DEFAULT_INDEX-unset}"\n'
+        'echo "certificates=${SSL_CERT_FILE-unset}"\n[ -z "$FAILS" ]\n'
     )
     uv.chmod(0o755)
-    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "TORCH_BACKEND"):
+    links, index = ("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_DEFAULT_INDEX", "PIP_INDEX_URL")
+    for name in (*links, *index, "SSL_CERT_FILE", "PIP_CERT", "TORCH_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
@@ -184,6 +186,15 @@ def test_uv_is_given_the_lock_and_what_pip_was_told(install):
     bare = install(ROOT, TORCH_BACKEND="cpu", PIP_NO_INDEX="1").stdout
     assert "--torch-backend cpu --no-index" in bare and f"-e {ROOT}\n" in bare
     assert "links=unset index=unset" in bare, "an empty variable is no setting"
+
+
+def test_uv_is_told_what_a_file_of_pips_says(install, tmp_path):
+    """Not the user's own file, which `pip config get` would look at alone."""
+    file = tmp_path / "pip.conf"
+    file.write_text("[global]\nfind-links = /wheels\n    /more\nindex-url = http://mirror/simple\ncert = /house.pem\n")
+    said = install(PIP_CONFIG_FILE=str(file)).stdout.splitlines()
+    assert said[1:] == ["links=/wheels /more index=http://mirror/simple", "certificates=/house.pem"]
+    assert install().stdout.splitlines()[1:] == ["links=unset index=unset", "certificates=unset"]
 
 
 def test_a_failed_installation_says_what_to_do(install):

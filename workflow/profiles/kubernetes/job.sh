@@ -32,6 +32,7 @@ spec:
       restartPolicy: Never
       activeDeadlineSeconds: $((minutes * 60))
       terminationGracePeriodSeconds: 120
+      securityContext: {runAsUser: $(id -u), runAsGroup: $(id -g)} # whose files the volume holds
       containers:
       - name: job
         image: "$image"
@@ -39,6 +40,7 @@ spec:
         command: [bash, "$(cd "$(dirname "$0")" && pwd -P)/job.sh", run, "$script"]
         env:
         - {name: HOME, value: /tmp}
+        - {name: NUMBA_CACHE_DIR, value: "$here/work/numba"} # else each pod compiles for seconds what the last one did
         resources: {limits: {$limits}}
         volumeMounts:
         - {name: shared, mountPath: "$mount"}
