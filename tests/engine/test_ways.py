@@ -1,6 +1,6 @@
 """How a run is computed is asked for, or chosen by a counted step; what cannot be is one sentence."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +13,7 @@ from voxprior.engine.step import GRAPHS
 from voxprior.errors import Refusal
 
 GIB = 2**30
-NO_COST = Cost(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NO_COST = Cost(**dict.fromkeys((field.name for field in fields(Cost)), 0))
 LONG, TINY = replace(NO_COST, flops=6 * 10**12, kernels=1500), replace(NO_COST, flops=10**9, kernels=1500)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -107,3 +107,17 @@ def test_the_estimates_order_as_the_predicted_steps_do():
         assert 0.4 < 1000 * ways.computing_s(cost, peak) / told["ms"] < 1.5, arm["method"]
         assert 0.7 < 1000 * ways.launching_s(cost) / told["launch_ms"] < 1.4, arm["method"]
         assert ways.launching_s(cost) < ways.computing_s(cost, peak)  # none of them is bound by launches
+
+
+@pytest.mark.parametrize(
+    ("precision", "wrong", "warns"), [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)]
+)
+def test_a_torch_that_gets_small_convolutions_wrong_is_warned_of(precision, wrong, warns, monkeypatch, capsys):
+    monkeypatch.setattr(ways, "small_convolutions_err", lambda where: wrong)
+    ways.choose(ways.asked_of("cpu"), CPU, precision, 10, lambda: NO_COST)
+    assert ("use fp32 for CNNs" in capsys.readouterr().err) is warns
+
+
+def test_small_convolutions_are_tried_on_a_cpu_alone():
+    assert devices.small_convolutions_err(CPU) in (True, False)
+    assert not devices.small_convolutions_err(CUDA)

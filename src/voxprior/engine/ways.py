@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from voxprior.engine import estimate, members
-from voxprior.engine.device import can_compile, peak_flops
+from voxprior.engine.device import can_compile, peak_flops, small_convolutions_err
 from voxprior.engine.step import GRAPHS
 from voxprior.errors import Refusal
 
@@ -76,6 +76,8 @@ def choose(
         raise Refusal(f"--compile graphs is for GPUs and the device is {where}: use --compile on, or leave it out")
     if asked.compiled == "graphs" and members.found().size > 1:
         raise Refusal("--compile graphs is for one process, whose gradients nobody adds up: use --compile on")
+    if precision == "bf16" and small_convolutions_err(where):
+        _say("warning: torch's bfloat16 convolutions of 2 voxels a side have wrong gradients here: use fp32 for CNNs")
     if where.type != "cuda":
         return {"compiler": "inductor" if asked.compiled == "on" else None, "recompute": False}
     cost = count()

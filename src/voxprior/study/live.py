@@ -17,7 +17,7 @@ TAIL_BYTES = 8192
 QUIET_S = 120.0  # a training that has logged nothing for this long, or for 20 times its usual pause, is marked
 QUIET_LOG_S = 900.0  # other jobs tell less
 PROGRESS = re.compile(r"(?P<done>\d+)/(?P<total>\d+), (?P<rate>[\d.e+-]+)/s")
-HARMLESS = ("warning:", "goes on at step", "is not used", "not compiled", "is given back")
+HARMLESS = ("warning:", "goes on at step", "is not used", "not compiled", "are replayed as", "is given back")
 DIED = re.compile(r"Traceback \(most recent call last\)|^(Killed|Segmentation fault|slurmstepd: error)", re.MULTILINE)
 
 
