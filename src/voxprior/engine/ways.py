@@ -16,9 +16,9 @@ from voxprior.engine.step import GRAPHS
 from voxprior.errors import Refusal
 
 COMPILE = ("auto", "off", "on", "graphs")
-# Assumed, as in benchmarks/roofline.py, which predicts steps kernel by kernel, and finds 19 to 38 % of the peak and 46
-# to 68 % of the kernels left by the compiler.
-LAUNCH_S, COMPILED_LAUNCH_S, KERNELS_LEFT, REACHED = 8e-6, 3e-6, 0.6, 0.3
+# Assumed, as in benchmarks/roofline.py, which predicts steps kernel by kernel, and finds 19 to 41 % of the peak and 31
+# to 66 % of the kernels left by the compiler.
+LAUNCH_S, COMPILED_LAUNCH_S, KERNELS_LEFT, REACHED = 8e-6, 3e-6, 0.5, 0.3
 COMPILING_S = 60.0  # until the networks of a run are compiled
 
 
