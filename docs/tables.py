@@ -603,6 +603,18 @@ def told_where(told: dict[str, Any]) -> str:
     return f"podman {told['podman']}, {told['cores']} cores shared with other work, {told['date']}."
 
 
+def conda() -> str:
+    """The default study in an environment that `--use-conda` made."""
+    told = json.loads((RESULTS / "conda.json").read_text(encoding="utf-8"))
+    equal = "all equal" if not told["unlike"] else f"{len(told['unlike'])} unlike"
+    rows = [
+        ["the environment", f"{told['packages']} packages, {told['environment_s']} s with wheels at hand"],
+        ["the default study in it", f"{told['jobs']} commands, {told['study_s']} s"],
+        ["files with scores, beside those of `make run`", f"{told['scores']}, {equal} byte for byte"],
+    ]
+    return f"{table(['what', 'was'], rows)}\n\n{told['cores']} shared cores, {told['date']}."
+
+
 def plans() -> str:
     """What Snakemake takes to plan and to run a study of 4,500 cells, from `dag_cpu.json`."""
     told = json.loads((RESULTS / "benchmarks" / "dag_cpu.json").read_text(encoding="utf-8"))
@@ -751,7 +763,7 @@ PAGES = {
         "metrics": metrics,
         "decoders": decoders,
     },
-    "environments.md": {"containers": containers, "forecast": forecast},
+    "environments.md": {"conda": conda, "containers": containers, "forecast": forecast},
     "results.md": {"dice": dice, "contrasts": contrasts, "saved": saved},
     "statistics.md": {"simulations": simulations},
     "scale.md": {"plans": plans, "growth": growth, "shards": shards, "paper": paper, "feeding": feeding},
