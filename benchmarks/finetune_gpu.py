@@ -23,7 +23,7 @@ from machine import describe, write
 from voxprior.engine import device as devices
 from voxprior.engine import estimate
 from voxprior.engine.recompute import recompute_blocks
-from voxprior.engine.step import GRAPHS, Learner, compile_networks, reduce_terms
+from voxprior.engine.step import GRAPHS, Learner, reduce_terms
 from voxprior.maths import chance
 from voxprior.nets.backbones import Backbone
 from voxprior.segment import model as segment
@@ -57,17 +57,7 @@ def batch_of(side: int, samples: int, device: torch.device) -> tuple[Any, Any]:
 
 def seen_and_loss(backbone: Backbone, side: int, device: torch.device, how: str) -> tuple[Any, float]:
     """Augments a batch and computes its loss, in float32 as written or `how`: (views, loss)."""
-    batch, key_B = batch_of(side, 2, device)
-    model = built(backbone, side, device).train()
-    if how == "compiled":
-        torch.compiler.reset()
-        compile_networks(model, "inductor")
-    if how == "recomputed":
-        recompute_blocks(model)
-    with devices.autocast(device, "bf16" if how == "bf16" else "fp32"), torch.set_grad_enabled(how == "recomputed"):
-        with torch.no_grad():
-            views = model.views(batch, key_B)
-        return views, float(reduce_terms(model(views, 0.5))[0].detach())
+    return gpu.seen_and_loss(built(backbone, side, device).train(), *batch_of(side, 2, device), device, how)
 
 
 def check(backbone: Backbone, side: int, options: Any) -> dict[str, Any]:

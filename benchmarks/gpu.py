@@ -141,11 +141,8 @@ def check_kernel(device: torch.device) -> dict[str, Any]:
     return told
 
 
-def one_loss(method: str, backbone: Backbone, size: str, device: torch.device, how: str) -> float:
-    """Computes the loss of one batch in the middle of the run: in float32 as written, or `how`."""
-    config = arms.config_of(method, size)
-    batch, key_B = arms.batch_of(method, backbone, config, 2, device)
-    model = arms.model_of(method, backbone, config).to(device).train()
+def seen_and_loss(model: Any, batch: Any, key_B: Any, device: torch.device, how: str) -> tuple[Any, float]:
+    """Makes the views of a batch and their loss in the middle of the run: in float32 as written, or `how`."""
     crops.allow_kernel(how == "compiled")
     if how == "compiled":
         torch.compiler.reset()
@@ -155,7 +152,15 @@ def one_loss(method: str, backbone: Backbone, size: str, device: torch.device, h
     with devices.autocast(device, "bf16" if how == "bf16" else "fp32"), torch.set_grad_enabled(how == "recomputed"):
         with torch.no_grad():
             views = model.views(batch, key_B)
-        return float(reduce_terms(model(views, 0.5))[0].detach())
+        return views, float(reduce_terms(model(views, 0.5))[0].detach())
+
+
+def one_loss(method: str, backbone: Backbone, size: str, device: torch.device, how: str) -> float:
+    """Computes the loss of one batch of a method."""
+    config = arms.config_of(method, size)
+    batch, key_B = arms.batch_of(method, backbone, config, 2, device)
+    model = arms.model_of(method, backbone, config).to(device).train()
+    return seen_and_loss(model, batch, key_B, device, how)[1]
 
 
 def check(method: str, backbone: Backbone, options: Any) -> dict[str, Any]:
