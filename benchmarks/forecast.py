@@ -1,6 +1,6 @@
 """How near `voxprior doctor --forecast` comes: a study is forecast, then run, and both are compared stage by stage.
 
-    python benchmarks/forecast.py --config study.yaml --folder /tmp/forecast --output docs/results/benchmarks/forecast_cpu.json
+    python benchmarks/forecast.py --config study.yaml --folder a/folder --output forecast.json
 
 Both are taken in processor time, so that neighbours on the machine count for neither: a `sitecustomize` that all jobs
 import makes their clock the processor's, and notes at their end what they took. Runs in a folder of its own (--folder),
