@@ -118,6 +118,13 @@ def test_a_torch_that_gets_small_convolutions_wrong_is_warned_of(precision, wron
     assert ("use fp32 for CNNs" in capsys.readouterr().err) is warns
 
 
-def test_small_convolutions_are_tried_on_a_cpu_alone():
-    assert devices.small_convolutions_err(CPU) in (True, False)
-    assert not devices.small_convolutions_err(CUDA)
+@pytest.mark.parametrize(("factor", "wrong"), [(1, False), (2, True)])
+def test_small_convolutions_are_held_against_what_their_taps_see(factor, wrong, monkeypatch):
+    exact = torch.nn.functional.conv3d
+
+    def convolve(volume, weight, padding):
+        return exact(volume.float(), factor * weight.float(), padding=padding)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", convolve)
+    assert devices.small_convolutions_err(CPU) is wrong
+    assert not devices.small_convolutions_err(CUDA), "of CPUs alone"
