@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from voxprior.commands import launch
 from voxprior.errors import EXIT_REFUSED, EXIT_RESUMABLE
 
 STEPS = {"voxels": 12 * 4 * 16**3, "batch_size": 4}
@@ -35,6 +36,22 @@ def ranks(process) -> list[int]:
     """Lists the processes that the launcher started, first to last."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     return sorted(map(int, listed.stdout.split()))
+
+
+@pytest.mark.parametrize(
+    ("failed", "culprit"),
+    [
+        ({1: 2, 0: 2}, 0),  # both refuse, the second sooner: the first says it
+        ({2: 2, 1: 2, 0: 1}, 1),
+        ({0: 1, 1: 2}, 1),  # the first lost its connection to one that refused
+        ({1: 1, 0: 1}, 1),  # the second broke down, and the first without it
+        ({0: 75, 1: 1}, 1),
+        ({0: 2, 1: 1, 2: -9}, 2),
+    ],
+)
+def test_which_end_tells_why_all_ended(failed, culprit):
+    """`failed` is in the order in which they ended."""
+    assert launch._culprit(failed) == culprit
 
 
 @pytest.mark.slow

@@ -89,12 +89,23 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> tuple[int, int | None]:
     failed |= {rank: code for rank, child in enumerate(children) if (code := child.returncode) and not failed}
     if not failed:
         return 0, None
-    # Killed first, refused next, then the first that broke down; 75 is what the others make of a lost connection.
-    culprit = min(
-        failed, key=lambda rank: (failed[rank] == EXIT_RESUMABLE, failed[rank] >= 0, failed[rank] != EXIT_REFUSED)
-    )
+    culprit = _culprit(failed)
     code = failed[culprit]
     return (128 - code if code < 0 else code), culprit
+
+
+def _culprit(failed: dict[int, int]) -> int:
+    """Returns the process whose end tells why all ended, from the codes of those that failed, in the order they did.
+
+    Killed comes first, refused next, then the first that broke down; 75 is what the others make of a lost connection.
+    Of several that refused it is the lowest: what all refuse, the first process has already said.
+    """
+
+    def weight(rank: int) -> tuple[bool, bool, bool, int]:
+        code = failed[rank]
+        return code == EXIT_RESUMABLE, code >= 0, code != EXIT_REFUSED, rank if code == EXIT_REFUSED else 0
+
+    return min(failed, key=weight)
 
 
 def _explain(code: int, culprit: int, size: int, folder: Path) -> None:
