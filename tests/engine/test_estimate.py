@@ -68,7 +68,8 @@ def saved_on_the_cpu(model, region, precision) -> int:
 
 @pytest.mark.parametrize(
     ("precision", "within"),
-    [("fp32", 0.07), ("bf16", 0.25)],  # fused attention lays its result out otherwise; autocast differs on the CPU
+    # Fused attention lays its result out otherwise; autocast differs on the CPU, where group norms stay in bfloat16.
+    [("fp32", 0.07), ("bf16", 0.3)],
 )
 @pytest.mark.parametrize(("method", "backbone"), PAIRS, ids=lambda given: getattr(given, "name", given))
 def test_memory_kept_for_the_backward_pass_is_about_what_the_cpu_keeps(method, backbone, precision, within):

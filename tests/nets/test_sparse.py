@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from voxprior.nets.sparse import InstanceNorm, hide, visible_pyramid
+from voxprior.nets.sparse import InstanceNorm, Visible, hide, visible_pyramid
 
 GRID = (2, 3, 2)
 
@@ -73,11 +73,58 @@ def test_equals_torchs_instance_norm_where_everything_is_visible(all_visible_mas
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
 
 
+def _reference(feature: torch.Tensor, norm: InstanceNorm, visible: Visible) -> torch.Tensor:
+    """The norm as one would write it down, a sample and channel at a time, for autograd to differentiate."""
+    made = torch.zeros_like(feature)
+    for b in range(len(feature)):
+        shown = visible.voxels_B1ZYX[b, 0]
+        for c in range(feature.shape[1]):
+            seen = feature[b, c][shown]
+            normed = (seen - seen.mean()) / (seen.var(unbiased=False) + norm.eps).sqrt()
+            made[b, c] = made[b, c].masked_scatter(shown, normed * norm.weight[c] + norm.bias[c])
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gradients_are_those_of_the_norm_written_down(dtype: torch.dtype, within: float) -> None:
+    torch.manual_seed(0)
+    visible = visible_pyramid(_masked([0, 1, 2, 3, 4], [6, 7, 8]), GRID, stages=3)[0]
+    ours, theirs = InstanceNorm(4), InstanceNorm(4).double()
+    with torch.no_grad():
+        ours.weight.copy_(torch.rand(4) + 0.5)
+        ours.bias.copy_(torch.rand(4))
+    theirs.load_state_dict(ours.state_dict())
+    a = (3 * torch.randn(2, 4, 8, 12, 8) + 7).to(dtype).requires_grad_()
+    b = a.detach().double().requires_grad_()
+    factor = torch.randn(2, 4, 8, 12, 8).to(dtype)  # hidden voxels get a gradient too, which ends there
+    normed, expected = ours(a, visible), _reference(b, theirs, visible)
+    (normed * factor).sum().backward()
+    (expected * factor).sum().backward()
+    pairs = [
+        (normed, expected),
+        (a.grad, b.grad),
+        (ours.weight.grad, theirs.weight.grad),
+        (ours.bias.grad, theirs.bias.grad),
+    ]
+    for got, wanted in pairs:
+        assert (got - wanted).abs().max() < within * wanted.abs().max()
+
+
+@pytest.mark.parametrize("mean", [0.0, 20.0, 200.0])
+def test_one_pass_over_bfloat16_finds_the_variance_of_what_is_there(mean: float) -> None:
+    torch.manual_seed(0)
+    visible = visible_pyramid(_masked([3, 4]), GRID, stages=5)[0]
+    feature = (torch.randn(1, 3, *visible.voxels_B1ZYX.shape[2:]) + mean).bfloat16()
+    normed, wide = InstanceNorm(3)(feature, visible), InstanceNorm(3)(feature.float(), visible)
+    torch.testing.assert_close(normed, wide.bfloat16(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_hidden_values_leak_neither_forward_nor_backward(poison: float) -> None:
+def test_hidden_values_leak_neither_forward_nor_backward(poison: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     visible = visible_pyramid(_masked([0, 1, 9]), GRID, stages=3)[0]
-    feature = torch.randn(1, 4, 8, 12, 8)
+    feature = torch.randn(1, 4, 8, 12, 8, dtype=dtype)
     poisoned = torch.where(visible.voxels_B1ZYX, feature, poison).requires_grad_()
     norm = InstanceNorm(4)
     assert torch.equal(norm(poisoned, visible), norm(feature, visible))
