@@ -16,6 +16,7 @@ from unittest import mock
 
 import arms
 import gpu
+import kept
 import roofline
 import torch
 from machine import describe, write
@@ -119,6 +120,8 @@ def predict(backbone: Backbone, side: int, samples: int) -> dict[str, Any]:
     memory = {samples: known.memory_bytes, 2 * samples: counted(2 * samples).memory_bytes}
     told: dict[str, Any] = {
         "parameters": known.parameters, "flops": known.flops, "memory_bytes": known.memory_bytes,
+        "memory_bytes_compiled": kept.peak_bytes(built(backbone, side, estimate.META), region, samples,
+                                                 known.optimiser_bytes, labels=True),
         "memory_bytes_recomputed": counted(samples, True).memory_bytes,
         "fits": {name: roofline.fits(memory, card) for name, card in roofline.GPUS.items()},
     }  # fmt: skip

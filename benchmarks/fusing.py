@@ -4,10 +4,11 @@ Compiled, a value made element by element is not written but made again from wha
 in the backward pass too, as long as few values are read for it; it is written where a product, or an operation that
 stands alone, needs it, and where nobody reads it (a result). Reductions write what they give. Kernels over equally
 many values that read something in common run as one, if nothing between them must be finished first: what a reduction
-over more than PERSISTENT values gives must be.
+over more than PERSISTENT values gives must be. What only its own kernel reads is not written.
 
 Source: torch/_inductor: `ir.StorageBox.mark_reuse` and `config.realize_reads_threshold` (values that are read again),
-`scheduler.Scheduler.fuse_nodes` (what runs as one), `config.realize_acc_reads_threshold`.
+`scheduler.Scheduler.fuse_nodes` (what runs as one), `config.realize_acc_reads_threshold`,
+`Scheduler.can_buffer_be_removed_through_fusion`.
 """
 
 from dataclasses import dataclass, field
@@ -184,9 +185,25 @@ class Compiler:
         self.home |= dict.fromkeys(outputs, (number, reduced <= PERSISTENT))
 
 
+def leave_inside(groups: list[Kernel], uses: dict[Value, int]) -> None:
+    """Takes off what a joined kernel would write although no other reads it; results, which nobody reads, stay."""
+    readers: dict[Value, int] = {}
+    for group in groups:
+        for value in group.reads:
+            readers[value] = readers.get(value, 0) + 1
+    for group in groups:
+        if group.open:
+            group.writes = {v: size for v, size in group.writes.items() if v in readers or not uses.get(v)}
+
+
 def kernels(operations: list[Operation], compiled: bool) -> list[Kernel]:
     """Groups operations into kernels."""
-    groups = Compiler(operations).run() if compiled else as_written(operations)
+    if compiled:
+        compiler = Compiler(operations)
+        groups = compiler.run()
+        leave_inside(groups, compiler.uses)
+    else:
+        groups = as_written(operations)
     users = {place: at for at, operation in enumerate(operations) for place in operation.reads}
     for group in groups:
         if not group.open:

@@ -27,6 +27,7 @@ from typing import Any
 
 import arms
 import counted
+import kept
 import peers
 import roofline
 import torch
@@ -281,7 +282,9 @@ def predict(method: str, backbone: Backbone, size: str, samples: int | None = No
         "memory_bytes_recomputed": spared.memory_bytes,
         "fits": {name: roofline.fits(memory, gpu) for name, gpu in roofline.GPUS.items()},
     }
-    return told | roofline.predict(built(), region, samples, known)
+    told |= roofline.predict(built(), region, samples, known)
+    told["bf16 compiled"]["peak_memory_bytes"] = kept.peak_bytes(built(), region, samples, known.optimiser_bytes)
+    return told
 
 
 def row(arm: dict[str, Any], way: str, told: dict[str, Any]) -> str:

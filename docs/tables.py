@@ -63,7 +63,8 @@ def predicted(told: dict[str, Any]) -> str:
     for arm in told["arms"]:
         ways = [(name, arm[name]) for name in told["gpus"]]
         compiled = [ways_of["bf16 compiled"] for _, ways_of in ways]
-        gib = [f"{arm[name] / 2**30:.1f}" for name in ("memory_bytes", "memory_bytes_recomputed")]
+        peaks = [arm[way]["peak_memory_bytes"] for way in ("bf16 eager", "bf16 compiled")]
+        gib = [f"{size / 2**30:.1f}" for size in (*peaks, arm["memory_bytes_recomputed"])]
         rows.append(
             [
                 arm["method"],
@@ -85,7 +86,7 @@ def predicted(told: dict[str, Any]) -> str:
         "backbone",
         "samples",
         "TFLOP",
-        "GiB / recomputed",
+        "GiB, as written / compiled / recomputed",
         f"ms, {names}",
         "MFU",
         "memory-bound",
@@ -112,7 +113,8 @@ def finetune_gpu() -> str:
     plain, apart = "bf16 compiled", "bf16 compiled, augmentation as written"
     for arm in told["arms"]:
         ways = [arm[name] for name in names]
-        gib = [f"{arm[name] / 2**30:.1f}" for name in ("memory_bytes", "memory_bytes_recomputed")]
+        names_of = ("memory_bytes", "memory_bytes_compiled", "memory_bytes_recomputed")
+        gib = [f"{arm[name] / 2**30:.1f}" for name in names_of]
         rows.append(
             [
                 f"`{arm['backbone']}`, {arm['crop_vox']}³ x {arm['samples']}",
@@ -128,8 +130,8 @@ def finetune_gpu() -> str:
                 f"{ways[0]['fp32 eager']['ms'] / ways[0][plain]['ms']:.1f}",
             ]
         )
-    head = ["network, crop, crops a step", "TFLOP", "GiB / recomputed", "crops that fit", f"ms, {' / '.join(names)}"]
-    head += ["crops/s", "MFU", "augmentation", "as written", "bf16 eager", "fp32 eager"]
+    head = ["network, crop, crops a step", "TFLOP", "GiB, as written / compiled / recomputed", "crops that fit"]
+    head += [f"ms, {' / '.join(names)}", "crops/s", "MFU", "augmentation", "as written", "bf16 eager", "fp32 eager"]
     parts.append(
         f"{table(head, rows)}\n\n**Predicted, not measured**: bfloat16, compiled, {told['classes']} classes, with what "
         "the table above assumes. Augmentation: share of the step, compiled and, on H100, as written. Eager: times the "
@@ -166,7 +168,9 @@ def beside_predicted(told: dict[str, Any], peers: dict[str, Any]) -> str:
             continue
         mine = peer["ours"]
         both = [(peer[gpu]["ms"], mine[gpu]["bf16 compiled"]["ms"]) for gpu in names]
-        theirs, ours = peer["peak_memory_bytes"], mine["bf16 eager"]["peak_memory_bytes"]
+        theirs = peer["peak_memory_bytes"]
+        ours = [mine[way]["peak_memory_bytes"] for way in ("bf16 eager", "bf16 compiled")]
+        ours.append(mine["memory_bytes_recomputed"])
         rows.append(
             [
                 name,
@@ -177,12 +181,18 @@ def beside_predicted(told: dict[str, Any], peers: dict[str, Any]) -> str:
                 f"{peer['kernels']:,} / {mine['bf16 compiled']['kernels']:,}",
                 str(peer["waits"]),
                 f"{mine['flops'] / peer['flops']:.2f}",
-                f"{theirs / 2**30:.1f} / {ours / 2**30:.1f} / {mine['memory_bytes_recomputed'] / 2**30:.1f}",
-                f"{ours / theirs:.2f} / {mine['memory_bytes_recomputed'] / theirs:.2f}",
+                " / ".join(f"{size / 2**30:.1f}" for size in (theirs, *ours)),
+                " / ".join(f"{size / theirs:.2f}" for size in ours),
             ]
         )
     head = ["the authors' step", f"its ms, {' / '.join(names)}", "ours", "times ours", "its device is busy"]
-    head += ["kernels, its / ours", "its waits", "FLOPs, ours to its", "GiB, its / ours / recomputed", "to its"]
+    head += [
+        "kernels, its / ours",
+        "its waits",
+        "FLOPs, ours to its",
+        "GiB: its / ours as written / compiled / recomputed",
+        "ours to its",
+    ]
     return table(head, rows)
 
 

@@ -4,7 +4,7 @@ A model offers `views`, `forward` and `after_step` (`methods/contract.py`).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,15 @@ def _own(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
     return called
 
 
+def networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Finds the networks that a model is made of, by their names, and the parts that say `compiled = True`."""
+    for name, part in model.named_children():
+        if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
+            yield from networks(part)
+        elif any(True for _ in part.parameters()) or getattr(part, "compiled", False):
+            yield name, part
+
+
 def compile_networks(model: nn.Module, backend: str) -> None:
     """Has torch compile the networks that a model is made of, in place, each when it is first called.
 
@@ -201,11 +210,8 @@ def compile_networks(model: nn.Module, backend: str) -> None:
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
     if backend == GRAPHS:
         how |= {"backend": "inductor", "options": {"triton.cudagraphs": True}}
-    for name, part in model.named_children():
-        if type(part).forward is nn.Module.forward or isinstance(part, nn.ModuleList | nn.ModuleDict):
-            compile_networks(part, backend)
-        elif any(True for _ in part.parameters()) or getattr(part, "compiled", False):
-            part.forward = torch.compile(_own(part.forward, name), **how)
+    for name, part in networks(model):
+        part.forward = torch.compile(_own(part.forward, name), **how)
 
 
 def as_written(compiled: bool = True) -> AbstractContextManager[Any]:
