@@ -55,8 +55,8 @@ def hide(feature_BCZYX: Tensor, visible: Visible | None) -> Tensor:
 class _Masked(torch.autograd.Function):
     """The norm of visible voxels with the gradient written out.
 
-    Left to autograd it keeps several float32 copies of the features and goes over them twice as often. Kept here is one
-    tensor of the type that the features came in.
+    Left to autograd it keeps the features in float32 and goes over them more often. Here they are kept in the type that
+    they came in.
 
     Source of the gradient: Ioffe and Szegedy, "Batch normalization", 2015, arXiv 1502.03167, section 3, over the
     visible voxels of a sample and channel.
