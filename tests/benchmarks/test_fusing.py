@@ -64,9 +64,7 @@ def test_a_value_of_many_others_is_written_before_it_is_used_again(joined):
     parts = [torch.ones(N, device=META) for _ in range(6)]
 
     def program():
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        total = sum(parts[1:], parts[0])
         return total * 2, total.sum(), total @ parts[0]
 
     sizes = joined(program)
@@ -78,9 +76,7 @@ def test_what_only_its_own_kernel_reads_is_not_written(joined):
     parts = [torch.ones(N, device=META) for _ in range(6)]
 
     def program():
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        total = sum(parts[1:], parts[0])
         return total * 2, total + 1
 
     assert joined(program) == [4 * N * (6 + 2)]
