@@ -87,8 +87,10 @@ class Graph:
                 self.in_memory.add(node)
         lands: dict[fx.Node, set[fx.Node]] = {}  # where a value goes, through values that lie nowhere
         for node in reversed(self.nodes[:-1]):
-            users = {self.root[user] for user in node.users if user is not node} - {node}
-            lands[node] = set().union(*({user} if user in self.in_memory else lands.get(user, set()) for user in users))
+            lands[node] = set()
+            for user in node.users:
+                there = self.root[user] is user and user in self.in_memory
+                lands[node] |= {user} if there else lands.get(user, set())
         sources: dict[fx.Node, set[fx.Node]] = {}  # what must be read for a value
         for at, node in enumerate(self.nodes[:-1]):
             if self.root[node] is not node:
