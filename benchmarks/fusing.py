@@ -4,7 +4,8 @@ Compiled, a value made element by element is not written but made again from wha
 in the backward pass too, as long as few values are read for it; it is written where a product, or an operation that
 stands alone, needs it, and where nobody reads it (a result). Reductions write what they give. Kernels over equally
 many values that read something in common run as one, if nothing between them must be finished first: what a reduction
-over more than PERSISTENT values gives must be. What only its own kernel reads is not written.
+over more than PERSISTENT values gives must be. What only its own kernel reads is not written. Parts of a step are
+compiled apart, but for the forward and the backward pass: what one gives another is written.
 
 Source: torch/_inductor: `ir.StorageBox.mark_reuse` and `config.realize_reads_threshold` (values that are read again),
 `scheduler.Scheduler.fuse_nodes` (what runs as one), `config.realize_acc_reads_threshold`,
@@ -123,8 +124,12 @@ class Compiler:
         found: dict[Value, int] = {}
         chain: set[int] = {at}
         for value, size in inputs.items():
-            if value in self.made and len(self.made[value][0]) + len(found) > READ_ONCE:
-                self._write(value)
+            if value in self.made:
+                sources, through, _ = self.made[value]
+                maker = self.operations[max(through)].part
+                apart = maker != operation.part and (maker, operation.part) != ("forward", "backward")
+                if apart or len(sources) + len(found) > READ_ONCE:
+                    self._write(value)
             if value in self.made:
                 sources, through, _ = self.made[value]
                 found |= {source: max(found.get(source, 0), count) for source, count in sources.items()}

@@ -176,7 +176,7 @@ def record(model: Any, region: Any, samples: int, precision: str, kernel: bool =
     with tape:
         tape.part = "views"
         way = _in_one(tape, model) if kernel else cut
-        if change := getattr(model, "change", None):
+        for change in (part for part in model.modules() if getattr(part, "compiled", False)):
             change.register_forward_pre_hook(lambda *_: setattr(tape, "part", "change"))
             change.register_forward_hook(lambda *_: setattr(tape, "part", "views"))
         with torch.no_grad(), mock.patch.object(glmae, "cut", way), mock.patch.object(twoviews, "cut", way):

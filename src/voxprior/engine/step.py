@@ -258,20 +258,12 @@ class Learner:
         if self.plan.compiler == GRAPHS:
             # What the graphs gave in the step before may be written over from here on; nothing of it is kept.
             torch.compiler.cudagraph_mark_step_begin()
-        views = self.views(key_B, batch)
-        if step in self.plan.counted_steps:
-            # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views
-            # are not counted: how many samples an augmentation works on depends on the device.
-            with counter() as counted, as_written():
-                values = self._learn(step, views)
-            self.flops = max(self.flops, counted.get_total_flops() * self.member.size)
-            return values
         if self.plan.compiler is None:
-            return self._learn(step, views)
+            return self._see_and_learn(step, key_B, batch)
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._learn(step, views)
+            return self._see_and_learn(step, key_B, batch)
         except TorchDynamoException as error:
             said = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
             raise Refusal(
@@ -283,6 +275,18 @@ class Learner:
                 raise
             said = " ".join(str(error).split())[:300]
             raise Refusal(f"{self.plan.label}: no CUDA graphs here ({said}): use --compile on") from error
+
+    def _see_and_learn(self, step: int, key_B: Tensor, batch: Batch) -> tuple[Tensor, list[str]]:
+        """Makes the views and learns from them; counts the operations of some steps."""
+        views = self.views(key_B, batch)
+        if step not in self.plan.counted_steps:
+            return self._learn(step, views)
+        # Uncompiled: the counter sees the operations that torch executes, not what a compiler makes of them. Views are
+        # not counted: how many samples an augmentation works on depends on the device.
+        with counter() as counted, as_written():
+            values = self._learn(step, views)
+        self.flops = max(self.flops, counted.get_total_flops() * self.member.size)
+        return values
 
     def views(self, key_B: Tensor, batch: Batch) -> Any:
         """Makes what the step sees, from a batch on the device."""

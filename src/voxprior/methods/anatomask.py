@@ -35,7 +35,8 @@ from voxprior.errors import Refusal
 from voxprior.maths import augment, ema, masking, patches, schedules
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.methods import spark
-from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.methods.contract import Batch, Term
+from voxprior.methods.mirror import Mirror
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.residual import StagedEncoder
 
@@ -176,6 +177,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
+        self.mirror = Mirror()
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
         self.visible = masking.visible_count(math.prod(self.cells_zyx), config.mask_ratio)
         self.masked = math.prod(self.cells_zyx) - self.visible
@@ -205,7 +207,7 @@ class Model(nn.Module):
             batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
         )
         return Views(
-            augment.flip(volume_from(batch), flipped_B3),
+            self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
             masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio, "teacher/mask"),
             augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
             key_B,

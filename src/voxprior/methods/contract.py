@@ -37,9 +37,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from voxprior.maths.batch import Batch, Term, volume_from
+from voxprior.maths.batch import Batch, Term
 
-__all__ = ["Batch", "Method", "Term", "volume_from"]
+__all__ = ["Batch", "Method", "Term"]
 
 
 class Method(Protocol):

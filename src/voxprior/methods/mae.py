@@ -39,7 +39,8 @@ from voxprior.maths.losses import masked_patch_error
 from voxprior.maths.masking import random_masked, split, visible_count
 from voxprior.maths.patches import destandardise, grid, patchify, standardise, take, unpatchify
 from voxprior.maths.positions import check_width, position_table
-from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.methods.contract import Batch, Term
+from voxprior.methods.mirror import Mirror
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.vit import EPS, Block, ViT, start_weights
 
@@ -193,6 +194,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: ViT) -> None:
         super().__init__()
         self.config = config
+        self.mirror = Mirror()
         self.encoder = encoder
         self.patch_vox = encoder.unit_vox
         self.grid_zyx = token_grid(config, self.patch_vox)
@@ -213,7 +215,7 @@ class Model(nn.Module):
         z, y, x = self.grid_zyx
         valid_BN = valid_patches(batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.patch_vox)
         return Views(
-            volume_BCZYX=flip(volume_from(batch), flipped_B3),
+            volume_BCZYX=self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
             masked_BN=random_masked(key_B, z * y * x, self.config.mask_ratio),
             valid_BN=flip(valid_BN.unflatten(1, (z, y, x)), flipped_B3).flatten(1),
             key_B=key_B,

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from voxprior.errors import Refusal
 from voxprior.maths import augment, masking, patches
 from voxprior.maths.boxes import Region, valid_patches
-from voxprior.methods.contract import Batch, Term, volume_from
+from voxprior.methods.contract import Batch, Term
+from voxprior.methods.mirror import Mirror
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.batchnorm import MapStatistics
 from voxprior.nets.residual import StagedEncoder
@@ -187,6 +188,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
+        self.mirror = Mirror()
         self.encoder = encoder
         self.decoder = Decoder(encoder.channels, config.decoder_width, config.decoder_norm, encoder.channels_in)
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
@@ -199,7 +201,7 @@ class Model(nn.Module):
             batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
         )
         return Views(
-            augment.flip(volume_from(batch), flipped_B3),
+            self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
             masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio),
             augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
         )
