@@ -19,6 +19,7 @@ from tape import PERSISTENT, Operation
 READ_AGAIN = 4  # values that are read for one that is used twice
 READ_ONCE = 8  # and for any
 NEAR = 64  # kernels back to which one may be joined
+WRITTEN = ("views", "between")  # parts of a step that no compiler sees
 
 Value = tuple[int, int]  # a storage, and how often it had been written
 
@@ -100,7 +101,7 @@ class Compiler:
         """Goes through the operations."""
         for at, operation in enumerate(self.operations):
             inputs = {(place, self.written.get(place, 0)): size for place, size in operation.reads.items()}
-            fluid = operation.kind in ("pointwise", "reduction") and operation.part != "views"
+            fluid = operation.kind in ("pointwise", "reduction") and operation.part not in WRITTEN
             sources, chain = self._sources(inputs, operation, at) if fluid else (self._settled(inputs), [at])
             outputs: dict[Value, int] = {}
             for place, size in operation.writes.items():

@@ -296,18 +296,19 @@ def test_glmae_check_05_target_is_standardised_in_float32():
     patch = torch.rand(1, 6, 64, generator=torch.Generator().manual_seed(0))
     counted = torch.ones(1, 6, dtype=torch.bool)
     errors = [
-        masked_patch_error(guess, method.target(a * patch + b), counted)[0] for a, b in ((1, 0), (3, 7), (0.2, -1))
+        masked_patch_error(guess, method.error.target(a * patch + b), counted)[0]
+        for a, b in ((1, 0), (3, 7), (0.2, -1))
     ]
     torch.testing.assert_close(torch.stack(errors), errors[0].expand(3), rtol=1e-3, atol=0)
     flat = torch.full((1, 1, 64), 0.25, requires_grad=True)
-    assert method.target(flat).abs().max() == 0
-    method.target(flat).square().sum().backward()
+    assert method.error.target(flat).abs().max() == 0
+    method.error.target(flat).square().sum().backward()
     assert flat.grad.isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
-        assert method.target(patch.bfloat16()).dtype == torch.float32
+        assert method.error.target(patch.bfloat16()).dtype == torch.float32
     noise = 0.005 * torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0))
-    assert method.target(noise).std() > 0.9 and model(variance_eps=4e-4).target(noise).std() < 0.3
-    assert torch.equal(model(standardise_target=False).target(patch), patch)
+    assert method.error.target(noise).std() > 0.9 and model(variance_eps=4e-4).error.target(noise).std() < 0.3
+    assert torch.equal(model(standardise_target=False).error.target(patch), patch)
 
 
 @pytest.mark.parametrize("class_token", [True, False])

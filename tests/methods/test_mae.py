@@ -189,22 +189,22 @@ def test_loss_is_the_papers_formula():
 def test_target_does_not_see_brightness_and_contrast():
     method = model()
     patch = torch.rand(2, 3, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(method.target(3.0 * patch + 7.0), method.target(patch), rtol=1e-3, atol=1e-3)
-    assert method.target(torch.full((1, 1, 64), 0.5)).abs().max() < 1e-3
-    assert torch.equal(model(standardise_target=False).target(patch), patch)
+    torch.testing.assert_close(method.error.target(3.0 * patch + 7.0), method.error.target(patch), rtol=1e-3, atol=1e-3)
+    assert method.error.target(torch.full((1, 1, 64), 0.5)).abs().max() < 1e-3
+    assert torch.equal(model(standardise_target=False).error.target(patch), patch)
 
 
 def test_larger_variance_eps_quietens_noise():
     noise = 0.005 * torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0))
-    assert model().target(noise).std() > 0.9
-    assert model(variance_eps=4e-4).target(noise).std() < 0.3
+    assert model().error.target(noise).std() > 0.9
+    assert model(variance_eps=4e-4).error.target(noise).std() < 0.3
 
 
 # ------------------------------------------------------------------------------------------------ pictures
 def test_a_perfect_prediction_reconstructs_the_input():
     method = model(flip=0.0)
     views = method.views(batch(), keys())
-    method.predict = lambda patch, visible, masked: method.target(  # type: ignore[method-assign]
+    method.predict = lambda patch, visible, masked: method.error.target(  # type: ignore[method-assign]
         torch.stack([rows[index] for rows, index in zip(patch, masked, strict=True)])
     )
     pictures = method.pictures(views)

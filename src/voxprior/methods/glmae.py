@@ -43,14 +43,13 @@ from voxprior.maths.augment import draw_flips, flip
 from voxprior.maths.boxes import Region, valid_patches
 from voxprior.maths.crops import cut
 from voxprior.maths.ema import follow, taught
-from voxprior.maths.losses import masked_patch_error
 from voxprior.maths.masking import random_masked, split, visible_count
-from voxprior.maths.patches import grid, patchify, standardise, take
+from voxprior.maths.patches import grid, patchify
 from voxprior.maths.places import draw_boxes, mm_per_voxel
 from voxprior.maths.positions import check_width
 from voxprior.maths.schedules import cosine, momentum_from_half_life
 from voxprior.methods.contract import Batch, Term
-from voxprior.methods.mae import Decoder, show
+from voxprior.methods.mae import Decoder, PatchError, show
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.dino import Centre, Embedder, Prototypes, byol_mlp, dino_projector
 from voxprior.nets.vit import ViT
@@ -205,6 +204,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.patch_vox = encoder.unit_vox
+        self.error = PatchError(config.standardise_target, config.variance_eps)  # eq. ?, L_R^g and L_R^l
         self.whole, self.part = kinds(config, self.patch_vox)
         values = self.patch_vox**3  # of one channel: what counts as a voxel
         self.student_voxels = sum(kind.views * kind.patches * values for kind in (self.whole, self.part))
@@ -268,9 +268,8 @@ class Model(nn.Module):
         ):
             visible_WK, masked_WM = split(masked_BVN.flatten(0, 1), kind.visible)
             token_WLD, predicted_WMP = self.predict(kind, patch_WNP, visible_WK, masked_WM)
-            target_WMP, counted_WM = self.target(take(patch_WNP, masked_WM)), valid_BVN.flatten(0, 1)
-            error = masked_patch_error(predicted_WMP, target_WMP, counted_WM.gather(1, masked_WM))
-            terms[f"{kind.name}_reconstruction"] = Term(*error, weight)
+            total, count = self.error(predicted_WMP, patch_WNP, masked_WM, valid_BVN.flatten(0, 1))
+            terms[f"{kind.name}_reconstruction"] = Term(total, count, weight)
             embedded.append(self.student.embed(token_WLD[:, 0], frozen).unflatten(0, (-1, kind.views)))
         terms |= self.agreement(anchor_WK.unflatten(0, (-1, self.whole.views)), embedded, progress)
         return terms | {
@@ -283,10 +282,6 @@ class Model(nn.Module):
         token_WLD = self.student.tokens(patch_WNP, kind.grid_zyx, visible_WK)
         kept_WLD = token_WLD if self.config.decoder_class_token else token_WLD[:, 1:]
         return token_WLD, self.decoder(kept_WLD, visible_WK, masked_WM, kind.grid_zyx)
-
-    def target(self, patch_WMP: Tensor) -> Tensor:
-        """Returns what is to be predicted, float32. eq. ?, L_R^g and L_R^l."""
-        return standardise(patch_WMP, self.config.variance_eps) if self.config.standardise_target else patch_WMP.float()
 
     def teacher_temperature(self, progress: float) -> float:
         """Rises in a line from the first temperature to the second during the warm-up, and stays there."""

@@ -188,6 +188,28 @@ def show(
     return {name: unpatchify(of, grid_zyx, patch_vox)[:, 0].clamp(0, 1) for name, of in shown.items()}
 
 
+class PatchError(nn.Module):
+    """Compares what was predicted with the masked patches: a part of its own, so that it is compiled."""
+
+    compiled = True
+
+    def __init__(self, standardised: bool, variance_eps: float) -> None:
+        super().__init__()
+        self.standardised = standardised
+        self.variance_eps = variance_eps
+
+    def target(self, patch_BMV: Tensor) -> Tensor:
+        """Returns what is to be predicted, float32. He et al. 2022, section 3 "reconstruction target"."""
+        return standardise(patch_BMV, self.variance_eps) if self.standardised else patch_BMV.float()
+
+    def forward(
+        self, prediction_BMV: Tensor, patch_BNV: Tensor, masked_BM: Tensor, valid_BN: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the sum of the errors of masked patches that are valid, and their number."""
+        target_BMV = self.target(take(patch_BNV, masked_BM))
+        return masked_patch_error(prediction_BMV, target_BMV, valid_BN.gather(1, masked_BM))
+
+
 class Model(nn.Module):
     """MAE3D on the contract of `methods.contract`."""
 
@@ -195,6 +217,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.mirror = Mirror()
+        self.error = PatchError(config.standardise_target, config.variance_eps)
         self.encoder = encoder
         self.patch_vox = encoder.unit_vox
         self.grid_zyx = token_grid(config, self.patch_vox)
@@ -226,20 +249,12 @@ class Model(nn.Module):
         patch_BNV = patchify(views.volume_BCZYX, self.patch_vox)
         visible_BK, masked_BM = split(views.masked_BN, self.visible)
         prediction_BMV = self.predict(patch_BNV, visible_BK, masked_BM)
-        target_BMV = self.target(take(patch_BNV, masked_BM))
-        total, count = masked_patch_error(prediction_BMV, target_BMV, views.valid_BN.gather(1, masked_BM))
-        return {"reconstruction": Term(total, count)}
+        return {"reconstruction": Term(*self.error(prediction_BMV, patch_BNV, masked_BM, views.valid_BN))}
 
     def predict(self, patch_BNV: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
         """Predicts the masked patches from the visible ones: (B, M, V). He et al. 2022, section 3, encoder, decoder."""
         token_BKD = self.encoder(patch_BNV, self.grid_zyx, visible_BK)
         return self.decoder(token_BKD, visible_BK, masked_BM, self.grid_zyx)
-
-    def target(self, patch_BMV: Tensor) -> Tensor:
-        """Returns what is to be predicted, float32. He et al. 2022, section 3 "reconstruction target"."""
-        if not self.config.standardise_target:
-            return patch_BMV.float()
-        return standardise(patch_BMV, self.config.variance_eps)
 
     def after_step(self, progress: float, total_steps: int) -> None:
         """Does nothing: no teacher follows this student."""
