@@ -227,7 +227,7 @@ def predict(model: Any, region: Any, samples: int, cost: estimate.Cost) -> dict[
                 by = {**found.by_kind, "clipping, optimiser, teacher": updating}
                 ranked = sorted(by.items(), key=lambda pair: -pair[1])
                 told[name][way]["ms_by_kind"] = {kind: 1000 * seconds for kind, seconds in ranked}
-        told[way] = {"bytes": found.bytes + update, "kernels": found.kernels}
+        told[way] = {"bytes": found.bytes + update, "kernels": found.kernels, "kernels_apart": apart}
         if not compiled:
             told[way]["peak_memory_bytes"] = tape.peak_bytes + cost.optimiser_bytes
     return told

@@ -72,7 +72,9 @@ def bits(key_B: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     start_B = start(key_B, stream)
     count = math.prod(shape)
     position = torch.arange(count, dtype=torch.int64, device=key_B.device)
-    drawn_BN = mix(start_B[:, None] + position[None, :] * _signed(_GOLDEN))
+    # The factor comes from a tensor: torch's compiler multiplies an index by a number as if integers had no end.
+    golden_B1 = ((start_B & 0) + _signed(_GOLDEN))[:, None]
+    drawn_BN = mix(start_B[:, None] + position[None, :] * golden_B1)
     return drawn_BN.reshape(key_B.shape[0], *shape)
 
 

@@ -32,11 +32,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import augment, ema, masking, patches, schedules
-from voxprior.maths.boxes import Region, valid_patches
+from voxprior.maths import ema, masking, patches, schedules
+from voxprior.maths.boxes import Region
 from voxprior.methods import spark
 from voxprior.methods.contract import Batch, Term
-from voxprior.methods.mirror import Mirror
+from voxprior.methods.crop import Crop
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.residual import StagedEncoder
 
@@ -177,8 +177,8 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
-        self.mirror = Mirror()
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
+        self.crop = Crop(config.crop_vox, encoder.unit_vox, config.mask_ratio, config.flip, "teacher/mask")
         self.visible = masking.visible_count(math.prod(self.cells_zyx), config.mask_ratio)
         self.masked = math.prod(self.cells_zyx) - self.visible
         self.student_voxels = math.prod(config.crop_vox)
@@ -202,16 +202,8 @@ class Model(nn.Module):
 
         The student's masks depend on progress and on the teacher's answer, so `forward` makes them, from the same keys.
         """
-        flipped_B3 = augment.draw_flips(key_B, "flip", (self.config.flip,) * 3)
-        valid_BN = valid_patches(
-            batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
-        )
-        return Views(
-            self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
-            masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio, "teacher/mask"),
-            augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
-            key_B,
-        )
+        volume_BCZYX, masked_BN, valid_BN = self.crop(batch, key_B)
+        return Views(volume_BCZYX, masked_BN, valid_BN, key_B)
 
     def score(self, views: Views, patch_BNV: Tensor) -> Tensor:
         """Asks the teacher how hard each patch is to paint: (B, N) float32, -inf where a patch is never hard.

@@ -39,7 +39,7 @@ from voxprior.maths.ema import follow, taught
 from voxprior.maths.patches import grid
 from voxprior.maths.schedules import cosine, momentum_from_half_life
 from voxprior.methods.contract import Batch, Term
-from voxprior.methods.twoviews import Change, ViewConfig, Views, parent, side_of, suits, two_views
+from voxprior.methods.twoviews import Change, Pair, ViewConfig, Views, parent, side_of, suits, two_views
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.batchnorm import of_all_processes
 from voxprior.nets.features import feature_map, stages, stride_of, trained_state, width_of
@@ -214,11 +214,11 @@ class Model(nn.Module):
         self.teacher = Teacher(encoder, self.projector)
         self.student_voxels = 2 * math.prod(config.view_vox)
         self.register_buffer("side_3", side_of(config), persistent=False)
-        self.change = Change(config)
+        self.pair, self.change = Pair(config), Change(config)
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Cuts two overlapping views, see `twoviews.two_views`."""
-        return two_views(self.config, batch, key_B, cast(Tensor, self.side_3), self.change)
+        return two_views(self.config, batch, key_B, cast(Tensor, self.side_3), self.pair, self.change)
 
     def features(self, encoder: nn.Module, volume_BVCZYX: Tensor) -> Tensor:
         """Encodes both views, (B, V, z, y, x, C); in one pass, as nothing in an encoder joins samples."""

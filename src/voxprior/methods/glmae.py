@@ -29,8 +29,6 @@ m(.), P_m -> `teacher`; E_c, global context embedding -> `anchor_BVK`; E_g, E_l 
 """
 
 import copy
-import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,18 +36,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import chance, consistency
-from voxprior.maths.augment import draw_flips, flip
-from voxprior.maths.boxes import Region, valid_patches
+from voxprior.maths import consistency
+from voxprior.maths.boxes import Region
 from voxprior.maths.crops import cut
 from voxprior.maths.ema import follow, taught
-from voxprior.maths.masking import random_masked, split, visible_count
+from voxprior.maths.masking import split
 from voxprior.maths.patches import grid, patchify
-from voxprior.maths.places import draw_boxes, mm_per_voxel
 from voxprior.maths.positions import check_width
 from voxprior.maths.schedules import cosine, momentum_from_half_life
 from voxprior.methods.contract import Batch, Term
 from voxprior.methods.mae import Decoder, PatchError, show
+from voxprior.methods.manyviews import Draws, Kind
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.dino import Centre, Embedder, Prototypes, byol_mlp, dino_projector
 from voxprior.nets.vit import ViT
@@ -130,28 +127,6 @@ def accepts(backbone: Backbone) -> str | None:
     return f"GL-MAE drops masked patches before the encoder, which {what} cannot do: {advice}"
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of view: how many, how large, and how much of it is hidden."""
-
-    name: str
-    views: int
-    size_zyx: tuple[int, int, int]
-    share: tuple[float, float]
-    ratio: float
-    grid_zyx: tuple[int, int, int]
-
-    @property
-    def patches(self) -> int:
-        """Patches of one view."""
-        return math.prod(self.grid_zyx)
-
-    @property
-    def visible(self) -> int:
-        """Patches of one view that the student sees."""
-        return visible_count(self.patches, self.ratio)
-
-
 def kinds(config: Config, patch_vox: int) -> tuple[Kind, Kind]:
     """Lists the global and the local kind of view.
 
@@ -206,6 +181,9 @@ class Model(nn.Module):
         self.patch_vox = encoder.unit_vox
         self.error = PatchError(config.standardise_target, config.variance_eps)  # eq. ?, L_R^g and L_R^l
         self.whole, self.part = kinds(config, self.patch_vox)
+        self.draws_whole, self.draws_part = (
+            Draws(kind, self.patch_vox, config.crop_mode == "resized", config.flip) for kind in (self.whole, self.part)
+        )
         values = self.patch_vox**3  # of one channel: what counts as a voxel
         self.student_voxels = sum(kind.views * kind.patches * values for kind in (self.whole, self.part))
         dino, sizes = config.consistency == "dino", (config.head_hidden, config.head_width)
@@ -231,29 +209,13 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Cuts, mirrors and masks p global and q local views of each sample. Figure of the framework, t_1, t_2, t_m."""
-        return Views(*(made for kind in (self.whole, self.part) for made in self.cut(kind, batch, key_B)))
-
-    def cut(self, kind: Kind, batch: Batch, key_B: Tensor) -> tuple[Tensor, ...]:
-        """Makes the views of one kind: voxels, masked, valid, mm per voxel (mean of the axes)."""
-        key_W = chance.bits(key_B, kind.name, (kind.views,)).flatten()
-        share = kind.share if self.config.crop_mode == "resized" else None
+        made: list[Tensor] = []
         real = batch["valid_lo_B3"], batch["valid_hi_B3"]
-        lo_BV3, hi_BV3 = draw_boxes(key_W, *real, kind.size_zyx, share)
-        flipped_W3 = draw_flips(key_W, "flip", (self.config.flip,) * 3)
-        masked_WN = random_masked(key_W, kind.patches, kind.ratio)
-        if share is None:
-            first_W3, last_W3 = ((edge_B3[:, None] - lo_BV3).flatten(0, 1) for edge_B3 in real)
-            valid_WN = valid_patches(first_W3, last_W3, kind.size_zyx, self.patch_vox)
-            valid_WN = flip(valid_WN.unflatten(1, kind.grid_zyx), flipped_W3).flatten(1)
-        else:
-            valid_WN = torch.ones_like(masked_WN)
-        rows, of = (-1, kind.views), (batch["region_BCZYX"], lo_BV3, hi_BV3, kind.size_zyx)
-        return (
-            cut(*of, *real, flipped_W3.unflatten(0, rows), batch["quantum_B"]),
-            masked_WN.unflatten(0, rows),
-            valid_WN.unflatten(0, rows),
-            mm_per_voxel(lo_BV3, hi_BV3, kind.size_zyx, batch["spacing_mm_B3"]),
-        )
+        for kind, draws in ((self.whole, self.draws_whole), (self.part, self.draws_part)):
+            lo_BV3, hi_BV3, flipped_BV3, *others = draws(*real, batch["spacing_mm_B3"], key_B)
+            of = batch["region_BCZYX"], lo_BV3, hi_BV3, kind.size_zyx
+            made += [cut(*of, *real, flipped_BV3, batch["quantum_B"]), *others]
+        return Views(*made)
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
         """Returns the four loss terms and the monitors. eq. ?; L = L_R^g + beta_1 L_R^l + beta_2 L_gg + beta_3 L_gl."""

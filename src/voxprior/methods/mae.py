@@ -33,14 +33,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voxprior.errors import Refusal
-from voxprior.maths.augment import draw_flips, flip
-from voxprior.maths.boxes import Region, valid_patches
+from voxprior.maths.boxes import Region
 from voxprior.maths.losses import masked_patch_error
-from voxprior.maths.masking import random_masked, split, visible_count
+from voxprior.maths.masking import split, visible_count
 from voxprior.maths.patches import destandardise, grid, patchify, standardise, take, unpatchify
 from voxprior.maths.positions import check_width, position_table
 from voxprior.methods.contract import Batch, Term
-from voxprior.methods.mirror import Mirror
+from voxprior.methods.crop import Crop
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.vit import EPS, Block, ViT, start_weights
 
@@ -216,11 +215,11 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: ViT) -> None:
         super().__init__()
         self.config = config
-        self.mirror = Mirror()
         self.error = PatchError(config.standardise_target, config.variance_eps)
         self.encoder = encoder
         self.patch_vox = encoder.unit_vox
         self.grid_zyx = token_grid(config, self.patch_vox)
+        self.crop = Crop(config.crop_vox, self.patch_vox, config.mask_ratio, config.flip)
         z, y, x = self.grid_zyx
         self.visible = visible_count(z * y * x, config.mask_ratio)
         self.student_voxels = z * y * x * self.patch_vox**3
@@ -234,15 +233,8 @@ class Model(nn.Module):
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Flips the crop, hides patches and notes which patches are real. He et al. 2022, section 3 "masking"."""
-        flipped_B3 = draw_flips(key_B, "flip", (self.config.flip,) * 3)
-        z, y, x = self.grid_zyx
-        valid_BN = valid_patches(batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.patch_vox)
-        return Views(
-            volume_BCZYX=self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
-            masked_BN=random_masked(key_B, z * y * x, self.config.mask_ratio),
-            valid_BN=flip(valid_BN.unflatten(1, (z, y, x)), flipped_B3).flatten(1),
-            key_B=key_B,
-        )
+        volume_BCZYX, masked_BN, valid_BN = self.crop(batch, key_B)
+        return Views(volume_BCZYX, masked_BN, valid_BN, key_B)
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
         """Encodes visible patches, predicts masked ones, and sums their error. `progress` plays no part."""

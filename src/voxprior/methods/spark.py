@@ -32,10 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from voxprior.errors import Refusal
-from voxprior.maths import augment, masking, patches
-from voxprior.maths.boxes import Region, valid_patches
+from voxprior.maths import patches
+from voxprior.maths.boxes import Region
 from voxprior.methods.contract import Batch, Term
-from voxprior.methods.mirror import Mirror
+from voxprior.methods.crop import Crop
 from voxprior.nets.backbones import Backbone
 from voxprior.nets.batchnorm import MapStatistics
 from voxprior.nets.residual import StagedEncoder
@@ -188,23 +188,15 @@ class Model(nn.Module):
     def __init__(self, config: Config, encoder: StagedEncoder) -> None:
         super().__init__()
         self.config = config
-        self.mirror = Mirror()
         self.encoder = encoder
         self.decoder = Decoder(encoder.channels, config.decoder_width, config.decoder_norm, encoder.channels_in)
         self.cells_zyx = patches.grid(config.crop_vox, encoder.unit_vox)
+        self.crop = Crop(config.crop_vox, encoder.unit_vox, config.mask_ratio, config.flip)
         self.student_voxels = math.prod(config.crop_vox)
 
     def views(self, batch: Batch, key_B: Tensor) -> Views:
         """Mirrors the crops and hides exactly `round(mask_ratio * N)` patches of each."""
-        flipped_B3 = augment.draw_flips(key_B, "flip", (self.config.flip,) * 3)
-        valid_BN = valid_patches(
-            batch["valid_lo_B3"], batch["valid_hi_B3"], self.config.crop_vox, self.encoder.unit_vox
-        )
-        return Views(
-            self.mirror(batch["region_BCZYX"], batch["quantum_B"], flipped_B3),
-            masking.random_masked(key_B, math.prod(self.cells_zyx), self.config.mask_ratio),
-            augment.flip(valid_BN.unflatten(1, self.cells_zyx), flipped_B3).flatten(1),
-        )
+        return Views(*self.crop(batch, key_B))
 
     def forward(self, views: Views, progress: float) -> dict[str, Term]:
         """Returns `reconstruction`: the loss summed over masked patches that are not padding, and their number."""

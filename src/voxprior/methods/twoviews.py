@@ -118,7 +118,33 @@ def suits(
     )
 
 
-def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor, change: nn.Module) -> Views:
+class Pair(nn.Module):
+    """Draws where a pair of overlapping boxes lies and how each is mirrored.
+
+    A module, so that it is compiled with the networks: as written it is hundreds of kernels of a few numbers each.
+    """
+
+    compiled = True
+
+    def __init__(self, config: ViewConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch, key_B: Tensor, side_3: Tensor) -> tuple[Tensor, ...]:
+        """Returns the fields of `Views` from `lo_BV3` to `fallback_B`, and a key for each view."""
+        config, lo_B3, hi_B3 = self.config, batch["valid_lo_B3"], batch["valid_hi_B3"]
+        side_B3 = side_3.expand(len(key_B), 3)
+        if config.view_mm is not None:
+            side_B3 = side_B3 / batch["spacing_mm_B3"]
+        pair = pairs.draw_pair(key_B, lo_B3, hi_B3, side_B3, config.scale, config.min_overlap, config.shared_z)
+        flips = (config.flip,) * 3
+        flipped_BV3 = torch.stack([draw_flips(key_B, f"view/{name}/flip", flips) for name in "ab"], 1)
+        shared = pairs.overlap_box(pair.lo_BV3, pair.hi_BV3, lo_B3, hi_B3)
+        key_BV = mix(mix(key_B)[:, None] + torch.arange(2, device=key_B.device))
+        return pair.lo_BV3, pair.hi_BV3, flipped_BV3, *shared, pair.fallback_B, key_BV
+
+
+def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor, pair: Pair, change: nn.Module) -> Views:
     """Draws a pair of overlapping boxes, cuts and mirrors them, and changes the intensities of each on its own.
 
     Args:
@@ -126,22 +152,14 @@ def two_views(config: ViewConfig, batch: Batch, key_B: Tensor, side_3: Tensor, c
         batch: of the loader.
         key_B: keys.
         side_3: `side_of(config)` on the batch's device.
-        change: `Change(config)`, of the model, which is compiled with it.
+        pair: `Pair(config)`, of the model, which is compiled with it.
+        change: `Change(config)`, likewise.
     """
-    lo_B3, hi_B3 = batch["valid_lo_B3"], batch["valid_hi_B3"]
-    side_B3 = side_3.expand(len(key_B), 3)
-    if config.view_mm is not None:
-        side_B3 = side_B3 / batch["spacing_mm_B3"]
-    pair = pairs.draw_pair(key_B, lo_B3, hi_B3, side_B3, config.scale, config.min_overlap, config.shared_z)
-    flips = (config.flip,) * 3
-    flipped_BV3 = torch.stack([draw_flips(key_B, f"view/{name}/flip", flips) for name in "ab"], 1)
-    of = batch["region_BCZYX"], pair.lo_BV3, pair.hi_BV3, config.view_vox
-    volume_BVCZYX = cut(*of, lo_B3, hi_B3, flipped_BV3, batch["quantum_B"])
-    view_V = torch.arange(2, device=key_B.device)
-    changed_BCZYX = change(volume_BVCZYX.flatten(0, 1), mix(mix(key_B)[:, None] + view_V).flatten())
-    shared = pairs.overlap_box(pair.lo_BV3, pair.hi_BV3, lo_B3, hi_B3)
-    volume_BVCZYX = changed_BCZYX.unflatten(0, (-1, 2))
-    return Views(volume_BVCZYX, pair.lo_BV3, pair.hi_BV3, flipped_BV3, *shared, pair.fallback_B, key_B)
+    lo_BV3, hi_BV3, flipped_BV3, shared_lo_B3, shared_hi_B3, fallback_B, key_BV = pair(batch, key_B, side_3)
+    of = batch["region_BCZYX"], lo_BV3, hi_BV3, config.view_vox
+    volume_BVCZYX = cut(*of, batch["valid_lo_B3"], batch["valid_hi_B3"], flipped_BV3, batch["quantum_B"])
+    volume_BVCZYX = change(volume_BVCZYX.flatten(0, 1), key_BV.flatten()).unflatten(0, (-1, 2))
+    return Views(volume_BVCZYX, lo_BV3, hi_BV3, flipped_BV3, shared_lo_B3, shared_hi_B3, fallback_B, key_B)
 
 
 def side_of(config: ViewConfig) -> Tensor:
