@@ -1,5 +1,6 @@
 """The crop as a method sees it, whichever way it is made."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_streams_are_drawn_apart(batch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs one for C++")
 @pytest.mark.parametrize("method", ["mae", "anatomask", "glmae", "pgl"])
 def test_what_is_drawn_is_the_same_compiled(method):
     module = load(method)
