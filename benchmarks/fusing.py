@@ -193,13 +193,10 @@ class Compiler:
 
 def leave_inside(groups: list[Kernel], uses: dict[Value, int]) -> None:
     """Takes off what a joined kernel would write although no other reads it; results, which nobody reads, stay."""
-    readers: dict[Value, int] = {}
-    for group in groups:
-        for value in group.reads:
-            readers[value] = readers.get(value, 0) + 1
+    read = {value for group in groups for value in group.reads}
     for group in groups:
         if group.open:
-            group.writes = {v: size for v, size in group.writes.items() if v in readers or not uses.get(v)}
+            group.writes = {v: size for v, size in group.writes.items() if v in read or not uses.get(v)}
 
 
 def kernels(operations: list[Operation], compiled: bool) -> list[Kernel]:

@@ -68,11 +68,19 @@ def saved_on_the_cpu(model, region, precision) -> int:
 
 @pytest.mark.parametrize(
     ("precision", "within"),
-    # Fused attention lays its result out otherwise; autocast differs on the CPU, where group norms stay in bfloat16.
-    [("fp32", 0.07), ("bf16", 0.3)],
+    [("fp32", 0.07), ("bf16", 0.25)],  # fused attention lays its result out otherwise; autocast differs on the CPU
 )
 @pytest.mark.parametrize(("method", "backbone"), PAIRS, ids=lambda given: getattr(given, "name", given))
-def test_memory_kept_for_the_backward_pass_is_about_what_the_cpu_keeps(method, backbone, precision, within):
+def test_memory_kept_for_the_backward_pass_is_about_what_the_cpu_keeps(
+    method, backbone, precision, within, monkeypatch
+):
+    grouped = torch.nn.functional.group_norm
+
+    def as_on_a_gpu(feature, groups, *given, **named):
+        # Autocast has group norms in float32 there; instance norms, which are one group a channel here, it leaves.
+        return grouped(feature if groups == feature.shape[1] else feature.float(), groups, *given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "group_norm", as_on_a_gpu)
     module = load(method)
     config = module.Config(**yaml.safe_load((ROOT / f"config/methods/{method}.yaml").read_text())["tiny"])
     region = module.region(config, backbone)

@@ -104,7 +104,7 @@ def test_the_estimates_order_as_the_predicted_steps_do():
     for arm in arms:
         cost = replace(NO_COST, flops=arm["flops"], kernels=arm["bf16 eager"]["kernels"])
         told = arm["H100"]["bf16 compiled"]
-        assert 0.4 < 1000 * ways.computing_s(cost, peak) / told["ms"] < 1.6, arm["method"]
+        assert 0.4 < 1000 * ways.computing_s(cost, peak) / told["ms"] < 1.5, arm["method"]
         assert 0.7 < 1000 * ways.launching_s(cost) / told["launch_ms"] < 1.8, arm["method"]
         assert ways.launching_s(cost) < ways.computing_s(cost, peak)  # none of them is bound by launches
 

@@ -82,8 +82,8 @@ class _Masked(torch.autograd.Function):
         if feature_BCZYX.dtype == torch.float32:
             variance_BC111 = centred_BCZYX.square().sum(_ZYX, keepdim=True) / count_B1111
         else:
-            # Both sums in one pass. What a difference of squares loses in float32 is less than bfloat16 and float16
-            # have lost before: 2^-24 of the squared mean against 2^-18 and 2^-24 / 3.
+            # Both sums in one pass. A difference of squares loses 2^-24 of the squared mean in float32; bfloat16 and
+            # float16 have moved each value by up to 2^-8 and 2^-11 of itself before, the squares of which are more.
             square_BC111 = wide_BCZYX.square().sum(_ZYX, keepdim=True) / count_B1111
             variance_BC111 = (square_BC111 - mean_BC111.square()).clamp(min=0)
         inverse_BC111 = torch.rsqrt(variance_BC111 + eps)
