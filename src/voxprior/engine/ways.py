@@ -16,7 +16,7 @@ from voxprior.engine.step import GRAPHS
 from voxprior.errors import Refusal
 
 COMPILE = ("auto", "off", "on", "graphs")
-# Assumed, as in benchmarks/roofline.py, which predicts steps kernel by kernel, and finds 19 to 45 % of the peak and 23 %
+# Assumed, as in benchmarks/roofline.py, which predicts steps kernel by kernel, and finds 19 to 45 % of the peak and 23
 # to 59 % of the kernels left by the compiler.
 LAUNCH_S, COMPILED_LAUNCH_S, KERNELS_LEFT, REACHED = 8e-6, 3e-6, 0.5, 0.32
 COMPILING_S = 60.0  # until the networks of a run are compiled
